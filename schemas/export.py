@@ -1,0 +1,37 @@
+"""JSON Schema of the manifest. `python -m attrace.schemas.export > schemas/manifest-1.0.schema.json` makes it anew."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.resources import files
+from typing import Any
+
+from attrace.schemas.manifest import VERSION, Manifest
+
+
+def make_json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of the manifest as this code defines it.
+
+    It holds what a schema can say of one member. What must hold between members (a grid holds its keys, two classes
+    never share a group) is in docs/format.md, and checked by `parse_manifest`.
+    """
+    schema = Manifest.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:attrace:manifest:{VERSION}",
+        **schema,
+        # defaults serve those who make a manifest in Python; in a store they say what it is
+        "required": ["format", "version", *schema["required"]],
+    }
+
+
+def load_json_schema(version: str = VERSION) -> dict[str, Any]:
+    """JSON Schema of the manifest as it was published with a version of the format."""
+    text = files("attrace.schemas").joinpath(f"manifest-{version}.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(make_json_schema(), indent=2) + "\n")

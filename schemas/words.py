@@ -1,0 +1,29 @@
+"""The words of a trace: what a context, a key, a branch, a direction and a level are called."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Context = Literal["reference", "text", "image-prompt", "self"]
+"""What the keys of an attention call are: tokens of a reference picture, of a text, of an image prompt (IP-Adapter),
+or of the generated picture itself."""
+
+KeyKind = Literal["patch", "cls", "text", "pad", "other"]
+"""What one key is: a patch with a place on a grid, a class token, a text token, padding, or something else."""
+
+Encoding = Literal["scores", "factors"]
+"""How a site class is stored: the scores themselves, or the queries and keys they are the product of."""
+
+Status = Literal["recording", "complete", "interrupted"]
+"""Whether the run that writes the trace is under way, ended well, or was cut off."""
+
+Direction = Literal["r2g", "g2r"]
+"""Reference-to-generated (a map over the generated picture) or generated-to-reference (a map over the reference)."""
+
+Level = Literal["ulam", "tlam", "hlam", "llam"]
+"""Unified, time-level, head-level or layer-level attribution map (I2AM, section 3)."""
+
+CONTEXTS: tuple[Context, ...] = get_args(Context)
+KEY_KINDS: tuple[KeyKind, ...] = get_args(KeyKind)
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+LEVELS: tuple[Level, ...] = get_args(Level)
