@@ -1,0 +1,94 @@
+"""What can be read from the call of a pipeline that is under way: its arguments, its guidance, its steps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from pydantic import JsonValue
+
+_LONGEST = 1000
+"""Items of a list that is still an argument and not data."""
+
+
+@dataclass(frozen=True)
+class PipelineCall:
+    """A pipeline's `__call__` as it stands when it calls its denoiser; empty for a bare denoiser.
+
+    Holds plain values only: a reference to a tensor would keep it alive for the whole run.
+    """
+
+    arguments: Mapping[str, JsonValue] = field(default_factory=dict)
+    """The arguments that are plain JSON."""
+    guided: bool | None = None
+    """Whether it uses classifier-free guidance; None where that cannot be told."""
+    denoiser_calls: int | None = None
+    """Calls of the denoiser that the scheduler plans."""
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """The guidance scale that was asked for."""
+        scale = self.arguments.get("guidance_scale")
+        return float(scale) if _is_number(scale) else None  # type: ignore[arg-type]
+
+    def without_prompts(self) -> PipelineCall:
+        """The call with nothing that was written by a person."""
+        kept = {name: value for name, value in self.arguments.items() if "prompt" not in name or _is_number(value)}
+        return PipelineCall(kept, self.guided, self.denoiser_calls)
+
+
+def read_call(pipeline: Any) -> PipelineCall:
+    """Read the call of a pipeline from the stack: only while it waits for its denoiser."""
+    frame = _find_frame(pipeline)
+    variables = frame.f_locals if frame is not None else {}
+    names = _argument_names(frame) if frame is not None else ()
+    arguments = {name: variables[name] for name in names if name in variables and _is_plain(variables[name])}
+    return PipelineCall(arguments, _is_guided(pipeline, variables), _planned_calls(pipeline, variables))
+
+
+def _find_frame(pipeline: Any) -> FrameType | None:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipeline:
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _argument_names(frame: FrameType) -> tuple[str, ...]:
+    """Names of the arguments, without `self`."""
+    code = frame.f_code
+    return code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+
+
+def _is_guided(pipeline: Any, variables: Mapping[str, Any]) -> bool | None:
+    guided = getattr(pipeline, "do_classifier_free_guidance", None)
+    if guided is None:
+        guided = variables.get("do_classifier_free_guidance")
+    if guided is None and _is_number(variables.get("guidance_scale")):
+        guided = variables["guidance_scale"] > 1
+    return None if guided is None else bool(guided)
+
+
+def _planned_calls(pipeline: Any, variables: Mapping[str, Any]) -> int | None:
+    scheduler = getattr(pipeline, "scheduler", None)
+    # image-to-image pipelines keep the part of the schedule that they run in a variable of that name
+    for timesteps in (variables.get("timesteps"), getattr(scheduler, "timesteps", None)):
+        if isinstance(timesteps, Sized):
+            return len(timesteps)
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) <= _LONGEST and all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return len(value) <= _LONGEST and all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,0 +1,101 @@
+"""Chunks of a local Zarr v3 array, written straight to their files.
+
+Through zarr a chunk takes milliseconds under the interpreter lock, which the model's thread needs; this way it takes
+a tenth of one (benchmarks/recording.py). The bytes are those that zarr writes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import google_crc32c
+import numpy as np
+from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
+from numpy.typing import ArrayLike
+
+from attrace.schemas import ArraySpec
+
+Codec = Literal["zstd", "none"]
+"""Compression of the chunks; a checksum (crc32c) is always kept."""
+
+ZSTD_LEVEL = 1
+"""Higher levels save nothing on attention and are slower."""
+
+
+class ChunkFiles:
+    """The files of one array's chunks.
+
+    Parameters
+    ----------
+    folder
+        The array's folder.
+    spec
+        The array.
+    codec
+        Its compression.
+    """
+
+    def __init__(self, folder: Path, spec: ArraySpec, codec: Codec) -> None:
+        self._folder = folder / "c"
+        self._shape = spec.chunks
+        self._dtype = np.dtype(spec.dtype).newbyteorder("<")
+        self._compressor = Zstd(level=ZSTD_LEVEL) if codec == "zstd" else None
+
+    def write(self, place: Sequence[int], values: ArrayLike) -> None:
+        """Write one whole chunk, atomically; several threads may write different chunks at once.
+
+        Parameters
+        ----------
+        place
+            Number of the chunk along the first dims; 0 along the others.
+        values
+            Its values; dims of length 1 may be left out.
+        """
+        chunk = np.ascontiguousarray(values, self._dtype).reshape(self._shape)
+        data = chunk.tobytes() if self._compressor is None else bytes(self._compressor.encode(chunk))
+        checksum = google_crc32c.value(data).to_bytes(4, "little")
+        numbers = [*place, *[0] * (len(self._shape) - len(place))]
+        *folders, name = map(str, numbers)
+        folder = self._folder.joinpath(*folders)
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f".{name}.{threading.get_ident()}.partial"
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.write(checksum)
+        os.replace(unfinished, folder / name)  # noqa: PTH105 (one call less)
+
+
+class StepSeries:
+    """An array with few numbers for each step, written a chunk of many steps at a time.
+
+    Steps are set in order; the chunk of the last one is held in memory.
+
+    Parameters
+    ----------
+    files
+        Its chunks.
+    spec
+        The array; time comes first.
+    """
+
+    def __init__(self, files: ChunkFiles, spec: ArraySpec) -> None:
+        self._files = files
+        self._fill = spec.fill
+        self._rows = np.full(spec.chunks, spec.fill, spec.dtype)
+        self._chunk = 0
+
+    def set(self, step: int, values: ArrayLike, *place: int) -> None:
+        """Set the numbers of a step, or the one at a place in it."""
+        chunk, row = divmod(step, len(self._rows))
+        if chunk != self._chunk:
+            self._rows[...] = self._fill
+            self._chunk = chunk
+        self._rows[(row, *place)] = values
+
+    def write(self) -> None:
+        """Write the chunk of the step that was set last."""
+        self._files.write((self._chunk,), self._rows)

@@ -1,0 +1,147 @@
+"""From captured queries and keys to what is stored: scores or factors, whichever is smaller or asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attrace.recorder.capture import Projections
+from attrace.schemas import CaptureError, Encoding
+
+EncodingChoice = Literal["auto", "scores", "factors"]
+"""How to store: as asked, or the smaller of the two."""
+
+StoredType = Literal["float16", "float32", "float64"]
+
+_STORED: dict[torch.dtype, StoredType] = {
+    torch.float16: "float16",
+    torch.bfloat16: "float32",  # NumPy and Zarr have no bfloat16; float32 holds it exactly
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
+_LIKELY_STEPS = 50
+"""Steps over which a key that does not change is shared, where they are not known."""
+
+
+@dataclass(frozen=True)
+class SiteShape:
+    """What a site must have in common with others to share their arrays, and with itself in every step."""
+
+    heads: int
+    queries: int
+    keys: int
+    features: int
+    scale: float
+    dtype: StoredType
+    encoding: Encoding
+    has_bias: bool
+
+    def step_bytes(self, *, with_keys: bool) -> int:
+        """Bytes that one step of one sample takes, before compression."""
+        if self.encoding == "scores":
+            return self.heads * self.queries * self.keys * _itemsize(self.dtype)
+        tokens = self.queries + (self.keys if with_keys else 0)
+        return self.heads * tokens * self.features * _itemsize(self.dtype) + 4 * self.keys * self.has_bias
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What is stored of one attention call."""
+
+    shape: SiteShape
+    parts: dict[str, Tensor]
+    """By array name; each (row, ...) and then as in the store."""
+
+
+def encode(projections: Projections, rows: slice, choice: EncodingChoice, steps: int | None) -> Encoded:
+    """Encode some rows of an attention call.
+
+    Scores are formed in float32 at least, and stored so: they are not what the model's kernel held in its own
+    precision, and float16 would overflow where it does not. Queries and keys are stored as the model made them.
+
+    Parameters
+    ----------
+    projections
+        The call.
+    rows
+        Rows of the batch to keep.
+    choice
+        What was asked for.
+    steps
+        Steps of the run, over which a key that does not change is shared; None where not known.
+
+    Raises
+    ------
+    CaptureError
+        If factors are asked for where a mask depends on the query.
+    """
+    query, key = projections.query[rows].detach(), projections.key[rows].detach()
+    dtype = torch.promote_types(query.dtype, key.dtype)
+    if dtype not in _STORED:
+        raise CaptureError(f"queries and keys of {dtype} cannot be stored: only float16, bfloat16, float32, float64")
+    mask, bias = _split_mask(projections.mask, rows)
+    if mask is not None and choice == "factors":
+        raise CaptureError("its attention mask depends on the query, so factors cannot hold it: pass encoding='auto'")
+    factors = _shape(query, key, projections.scale, _STORED[dtype], "factors", bias is not None)
+    scores = _shape(query, key, projections.scale, "float64" if dtype == torch.float64 else "float32", "scores", False)
+    if choice == "scores" or mask is not None or (choice == "auto" and _is_smaller(scores, factors, steps)):
+        return Encoded(scores, {"scores": _scores(query, key, projections.scale, mask if mask is not None else bias)})
+    parts = {"query": query.to(dtype), "key": key.to(dtype)}
+    if bias is not None:
+        parts["bias"] = bias[:, 0, 0].expand(len(query), -1).float()
+    return Encoded(factors, parts)
+
+
+def _shape(
+    query: Tensor, key: Tensor, scale: float, dtype: StoredType, encoding: Encoding, has_bias: bool
+) -> SiteShape:
+    _, heads, queries, features = query.shape
+    return SiteShape(heads, queries, key.shape[2], features, float(scale), dtype, encoding, has_bias)
+
+
+def _is_smaller(scores: SiteShape, factors: SiteShape, steps: int | None) -> bool:
+    """Whether the scores of a whole run take fewer bytes than queries in every step and keys once."""
+    steps = steps or _LIKELY_STEPS
+    queries = factors.step_bytes(with_keys=False) * steps
+    keys = factors.step_bytes(with_keys=True) - factors.step_bytes(with_keys=False)
+    return scores.step_bytes(with_keys=True) * steps < queries + keys
+
+
+def _scores(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """The scores, scale * q.k + mask, in float32 at least: (row, head, query, key)."""
+    # a run that allows TF32 for its matrix products must not lower the precision of what is recorded of it
+    exact = torch.get_float32_matmul_precision() == "highest" and query.dtype != torch.float64
+    compute = torch.float32 if exact else torch.float64
+    stored = torch.float64 if query.dtype == torch.float64 else torch.float32
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        scores = torch.matmul(query.to(compute), key.to(compute).transpose(-1, -2)) * scale
+        if mask is not None:
+            scores = scores + mask.to(compute)
+        return scores.to(stored)
+
+
+def _split_mask(mask: Tensor | None, rows: slice) -> tuple[Tensor | None, Tensor | None]:
+    """The mask as additive float, (row, head, query, key) or 1 in place of each of the first three.
+
+    First what depends on the query or the head, then what depends on the key alone; one of them is None.
+    """
+    if mask is None:
+        return None, None
+    mask = mask if mask.shape[0] == 1 else mask[rows]
+    mask = _drop_repeats(_drop_repeats(mask, 1), 2)
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+    return (None, mask) if mask.shape[1] == mask.shape[2] == 1 else (mask, None)
+
+
+def _drop_repeats(mask: Tensor, dim: int) -> Tensor:
+    """One slice where all slices along a dim are the same (masks are rare, so comparing costs nothing as a rule)."""
+    first = mask.narrow(dim, 0, 1)
+    return first if mask.shape[dim] == 1 or mask.stride(dim) == 0 or bool((mask == first).all()) else mask
+
+
+def _itemsize(dtype: StoredType) -> int:
+    return {"float16": 2, "float32": 4, "float64": 8}[dtype]

@@ -1,0 +1,88 @@
+"""The first recorded step: what is only known once it is over, gathered until then."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from attrace.recorder.encode import SiteShape
+from attrace.recorder.keys import Grid, label_keys
+from attrace.recorder.plan import SeenSite
+from attrace.recorder.profile import Profile
+from attrace.recorder.sites import Candidate, QueryGrids, shorten
+from attrace.recorder.transfer import HostCopy
+from attrace.schemas import CaptureError
+
+
+@dataclass
+class FirstStep:
+    """The sites as they are seen, in the order of their calls, with their values."""
+
+    sites: list[SeenSite] = field(default_factory=list)
+    """Each in every kept branch."""
+    parts: list[dict[str, HostCopy]] = field(default_factory=list)
+    """The values of each of the sites, by array name."""
+    self_modules: dict[nn.Module, None] = field(default_factory=dict)
+    """Modules that attend to the picture's own features and are not recorded."""
+    _order: dict[str, int] = field(default_factory=dict)
+
+    def add(
+        self,
+        candidate: Candidate,
+        branch: str,
+        shape: SiteShape,
+        parts: dict[str, HostCopy],
+        *,
+        is_self: bool,
+        profile: Profile,
+        grids: QueryGrids,
+        key_grid: Grid | None,
+    ) -> None:
+        """Label a site that is being called and keep its values."""
+        query_grid = grids.of(candidate.path, shape.queries)
+        labels = label_keys(
+            candidate.path,
+            shape.keys,
+            profile=profile,
+            context="self" if is_self else candidate.context,
+            query_grid=query_grid,
+            key_grid=key_grid,
+        )
+        order = self._order.setdefault(candidate.path, len(self._order))
+        module = type(candidate.module).__name__
+        self.sites.append(SeenSite(candidate.path, branch, order, module, shape, labels, query_grid))
+        self.parts.append(parts)
+
+    def check_seen(self, candidates: Collection[Candidate], *, allow_gaps: bool) -> None:
+        """Refuse to go on where attention was not seen that should have been.
+
+        Raises
+        ------
+        CaptureError
+            If a module was not seen to attend (unless gaps are allowed), or there is nothing to record.
+        """
+        seen = {site.path for site in self.sites}
+        unseen = [
+            one.path
+            for one in candidates
+            # an added call (IP-Adapter) is left out by its processor where its scale is 0
+            if one.path not in seen and one.module not in self.self_modules and one.place == 0
+        ]
+        if unseen and not allow_gaps:
+            raise CaptureError(
+                f"{len(unseen)} of {len(candidates)} attention modules were not seen to attend: {shorten(unseen)}. "
+                "Either the model skips them (leave them out with layers=, or pass allow_gaps=True), or they compute "
+                "attention in a way that this capture= does not see: try another"
+            )
+        if not seen:
+            raise CaptureError(
+                f"all of the {len(self.self_modules)} attention modules have the picture's own features as keys: pass "
+                "self_attention=True to record those"
+            )
+
+    def guesses(self, others: Iterable[str | None]) -> list[str]:
+        """Why labels may be wrong, each once: `others`, then those of the keys."""
+        possible = [*others, *(site.labels.guess for site in self.sites)]
+        return list(dict.fromkeys(guess for guess in possible if guess is not None))

@@ -1,0 +1,185 @@
+"""Labels of keys: which are patches and on what grid, which are text and what they say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from attrace.recorder.call import PipelineCall
+from attrace.recorder.profile import KeyContext, Profile
+from attrace.schemas import Context, InputError, KeySegment
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class KeyLabels:
+    """What the keys of one site are."""
+
+    context: Context
+    """Name of the context."""
+    segments: tuple[KeySegment, ...]
+    """Kinds and grids, in order."""
+    guess: str | None = None
+    """Why the labels may be wrong; None where they are known."""
+
+
+def label_keys(
+    path: str,
+    keys: int,
+    *,
+    profile: Profile,
+    context: Context | None = None,
+    query_grid: Grid | None = None,
+    key_grid: Grid | None = None,
+) -> KeyLabels:
+    """Label the keys of one site.
+
+    Parameters
+    ----------
+    path
+        The site.
+    keys
+        Number of keys.
+    profile
+        What is known of the pipeline.
+    context
+        What the model's structure tells that they are (self-attention, IP-Adapter).
+    query_grid
+        Rows and columns of the queries.
+    key_grid
+        Rows and columns of the keys, if the user gave them.
+
+    Raises
+    ------
+    InputError
+        If `key_grid` does not fit the number of keys.
+    """
+    rule = _rule(path, profile, context)
+    if rule.keys == "text":
+        return KeyLabels(rule.context, (KeySegment(kind="text", count=keys),))
+    if rule.keys == "query-grid" and query_grid is not None and math.prod(query_grid) == keys:
+        return KeyLabels(rule.context, _patches(query_grid))
+    if key_grid is not None and rule.context != "self":
+        return KeyLabels(rule.context, _given_grid(path, keys, key_grid))
+    return _patches_by_number(keys, rule)
+
+
+def _rule(path: str, profile: Profile, context: Context | None) -> KeyContext:
+    if context == "self":
+        return KeyContext("self", "query-grid")
+    if context is not None:
+        return KeyContext(context, "class-and-patches")
+    return next(one for one in profile.contexts if fnmatchcase(path, one.layers))
+
+
+def _patches_by_number(keys: int, rule: KeyContext) -> KeyLabels:
+    """Keys whose number alone tells what they are: a square of patches, a class token before them, or it alone."""
+    known = rule.keys != "guess"
+    if keys == 1:
+        return KeyLabels(rule.context, (KeySegment(kind="cls", count=1),))
+    for cls in (True,) if rule.keys == "class-and-patches" else (False, True):
+        side = math.isqrt(keys - cls)
+        if side**2 == keys - cls:
+            guess = f"took {keys} keys for {side} x {side} patches{' after a class token' * cls} (pass key_grid=)"
+            return KeyLabels(rule.context, _patches((side, side), cls=cls), None if known else guess)
+    unknown = f"could not tell on what grid {keys} keys lie (pass key_grid=)"
+    return KeyLabels(rule.context, (KeySegment(kind="other", count=keys),), None if known else unknown)
+
+
+def _given_grid(path: str, keys: int, grid: Grid) -> tuple[KeySegment, ...]:
+    if keys - math.prod(grid) not in (0, 1):
+        raise InputError(
+            f"key_grid={grid} holds {math.prod(grid)} keys, or {math.prod(grid) + 1} with a class token; {path} has "
+            f"{keys}"
+        )
+    return _patches(grid, cls=keys > math.prod(grid))
+
+
+def _patches(grid: Grid, *, cls: bool = False) -> tuple[KeySegment, ...]:
+    patches = KeySegment(kind="patch", count=math.prod(grid), grid=grid)
+    return (KeySegment(kind="cls", count=1), patches) if cls else (patches,)
+
+
+@dataclass(frozen=True)
+class TokenTexts:
+    """The tokens of one prompt."""
+
+    texts: tuple[str, ...]
+    """Of every key."""
+    padding: int = 0
+    """How many at the end are padding."""
+
+    @property
+    def segments(self) -> tuple[KeySegment, ...]:
+        """The kinds of the keys."""
+        counts = (("text", len(self.texts) - self.padding), ("pad", self.padding))
+        return tuple(KeySegment(kind=kind, count=count) for kind, count in counts if count)  # type: ignore[arg-type]
+
+
+class Tokens:
+    """The tokens of the prompts of a call, for each sample and branch.
+
+    Parameters
+    ----------
+    pipeline
+        Whose tokenizer made them; None for a bare denoiser.
+    call
+        The pipeline's call, with its prompts.
+    samples
+        Samples in the batch.
+    given
+        Token texts that the user gave, which hold for every sample and branch.
+    """
+
+    def __init__(self, pipeline: Any, call: PipelineCall, samples: int, given: Sequence[str] | None = None) -> None:
+        self._pipeline = pipeline
+        # the refiner of Stable Diffusion XL has a second tokenizer alone
+        tokenizers = (getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2"))
+        self._tokenizer: Any = next((one for one in tokenizers if one is not None), None)
+        self._arguments: Mapping[str, Any] = call.arguments
+        self._samples = samples
+        self._given = None if given is None else TokenTexts(tuple(given))
+
+    def of(self, sample: int, branch: str, keys: int) -> TokenTexts | None:
+        """Tokens of a sample in a branch; None where they are not known or do not have that number.
+
+        Raises
+        ------
+        InputError
+            If the tokens that the user gave do not have that number.
+        """
+        if self._given is not None:
+            if len(self._given.texts) != keys:
+                raise InputError(f"tokens= has {len(self._given.texts)} texts; the text context has {keys} keys")
+            return self._given
+        prompt = self._prompt(sample, branch)
+        if prompt is None or self._tokenizer is None:
+            return None
+        tokens = self._tokenize(prompt)
+        return tokens if len(tokens.texts) == keys else None
+
+    def _prompt(self, sample: int, branch: str) -> str | None:
+        if self._arguments.get("prompt") is None:
+            return None  # the pipeline was given embeddings
+        name = "prompt" if branch == "conditional" else "negative_prompt"
+        prompts = self._arguments.get(name)
+        if prompts is None:
+            prompts = ""
+        if isinstance(prompts, str):
+            return prompts
+        images_each = max(1, self._samples // len(prompts))
+        return str(prompts[min(sample // images_each, len(prompts) - 1)])
+
+    def _tokenize(self, prompt: str) -> TokenTexts:
+        convert = getattr(self._pipeline, "maybe_convert_prompt", None)  # textual inversion
+        if convert is not None:
+            prompt = convert(prompt, self._tokenizer)
+        encoded = self._tokenizer(
+            prompt, padding="max_length", max_length=self._tokenizer.model_max_length, truncation=True
+        )
+        texts = tuple(map(str, self._tokenizer.convert_ids_to_tokens(encoded["input_ids"])))
+        return TokenTexts(texts, padding=len(texts) - sum(encoded["attention_mask"]))

@@ -1,0 +1,424 @@
+"""What happens while the model runs: steps begin and end, attention calls arrive, everything goes to the writer."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from attrace.recorder.call import PipelineCall, read_call
+from attrace.recorder.capture import METHODS, CaptureMethod, Projections
+from attrace.recorder.encode import EncodingChoice, SiteShape, encode
+from attrace.recorder.first_step import FirstStep
+from attrace.recorder.guidance import BatchLayout, batch_layout, kept_branches
+from attrace.recorder.keys import Grid, Tokens
+from attrace.recorder.plan import Place, Plan, SiteKey, plan_groups
+from attrace.recorder.profile import LabelWarning, Profile
+from attrace.recorder.provenance import identify
+from attrace.recorder.select import StepSelection
+from attrace.recorder.sink import TraceSink
+from attrace.recorder.sites import Candidate, QueryGrids, remove_all, shorten, timestep_reader
+from attrace.recorder.transfer import HostCopier, HostCopy
+from attrace.recorder.writer import BackgroundWriter
+from attrace.schemas import AttraceError, CaptureError, Guidance, SizeLimitError
+
+logger = logging.getLogger("attrace")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to record and how: the arguments of `record` that matter while the model runs."""
+
+    profile: Profile
+    samples: int
+    steps: StepSelection
+    encoding: EncodingChoice = "auto"
+    guidance: tuple[str, ...] | None = None
+    branch: str | tuple[str, ...] = "conditional"
+    key_grid: Grid | None = None
+    tokens: tuple[str, ...] | None = None
+    self_attention: bool = False
+    allow_gaps: bool = False
+    selection: Mapping[str, JsonValue] = field(default_factory=dict)
+    """The layers and steps that were asked for, for the manifest."""
+    limit_bytes: int | None = None
+    prompts: bool = True
+
+
+@dataclass
+class _Step:
+    """The recorded step that is under way."""
+
+    number: int
+    call: int
+    timestep: HostCopy
+    seen: set[SiteKey] = field(default_factory=set)
+
+
+def _stops_recording(method: Callable[..., None]) -> Callable[..., None]:
+    """Turn a problem in a hook into the end of the recording, not of the user's run.
+
+    In the first recorded step the problem is raised at once: a wrong argument must not cost a whole run. Later it
+    waits for the end of the `with` block, so that the picture is not lost; the recording stops.
+    """
+
+    @wraps(method)
+    def guarded(self: DenoiserRecorder, *args: Any) -> None:
+        try:
+            method(self, *args)
+        except AttraceError as problem:
+            if self.plan is None:
+                raise
+            self.stop(problem)
+
+    return guarded
+
+
+class DenoiserRecorder:
+    """Watches a denoiser and sends every recorded step to the writer.
+
+    Parameters
+    ----------
+    model, denoiser
+        The pipeline (or the denoiser again), and the denoiser.
+    candidates
+        The attention calls to watch, with the capture method of each.
+    sink, writer
+        Where the steps go.
+    options
+        What to record and how.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        denoiser: nn.Module,
+        candidates: Mapping[Candidate, str],
+        sink: TraceSink,
+        writer: BackgroundWriter,
+        options: RunOptions,
+    ) -> None:
+        self.plan: Plan | None = None
+        self.problem: AttraceError | None = None
+        self.estimated_bytes = 0
+        self.steps = 0
+        self.notes: list[str] = []
+        """What a reader of the trace should know: guesses, oddities."""
+        self._model, self._denoiser, self._candidates = model, denoiser, dict(candidates)
+        self._sink, self._writer, self._options = sink, writer, options
+        self._read_timestep = timestep_reader(denoiser)
+        self._copy = HostCopier()
+        self._calls = 0
+        self._step: _Step | None = None
+        self._first = FirstStep()
+        self._call = PipelineCall()
+        self._layouts: dict[int, BatchLayout] = {}
+        self._shapes: dict[SiteKey, SiteShape] = {}
+        self._places: dict[SiteKey, Place] = {}
+        self._missing: dict[str, list[int]] = {}
+        self._handles: list[RemovableHandle] = []
+        self._grids = QueryGrids(denoiser, candidates)
+        self._schedule: Any = None
+        self._methods_by_path = {candidate.path: name for candidate, name in candidates.items()}
+        self._methods: dict[str, CaptureMethod] = {
+            method.name: method(self._take, self._is_recording) for method in METHODS
+        }
+
+    # -- before and after the run
+
+    def attach(self) -> None:
+        """Put the hooks on the model."""
+        by_module: dict[nn.Module, list[Candidate]] = {}
+        for candidate in self._candidates:
+            by_module.setdefault(candidate.module, []).append(candidate)
+        for candidates in by_module.values():
+            self._methods[self._candidates[candidates[0]]].attach(candidates)
+        self._grids.attach()
+        self._handles.append(self._denoiser.register_forward_pre_hook(self._begin_step, with_kwargs=True))
+        self._handles.append(self._denoiser.register_forward_hook(self._end_step, always_call=True))
+
+    def detach(self) -> None:
+        """Remove every hook; the model is as it was found."""
+        self._step = None
+        remove_all(self._handles)
+        for method in self._methods.values():
+            method.detach()
+        self._grids.detach()
+
+    def stop(self, problem: AttraceError) -> None:
+        """Record nothing more; the model runs on, and the problem is raised at the end."""
+        self._step = None
+        self.problem = problem
+        logger.error("recording stopped: %s", problem)
+
+    def _note(self, note: str) -> None:
+        """Tell the user, and readers of the trace."""
+        logger.warning("%s", note)
+        self.notes.append(note)
+
+    def find_problem(self) -> AttraceError | None:
+        """What the recording of a run that ended well left out, or what stopped it; None if it is whole."""
+        if self.problem is not None:
+            return self.problem
+        if self._calls == 0:
+            return CaptureError(
+                f"{type(self._denoiser).__name__} was never called in the recording: call the pipeline inside the "
+                "`with` block (a module that was compiled or copied beforehand is another one)"
+            )
+        if self.plan is None:
+            return CaptureError(f"none of the {self._calls} denoiser calls was selected by steps=, or none finished")
+        unreached = self._options.steps.unreached(self._calls)
+        if unreached:
+            self._note(f"steps= names {shorten(list(map(str, unreached)))}, but there were {self._calls} calls")
+        if self._missing:
+            sites = shorten([f"{path} in call {calls[0]}" for path, calls in self._missing.items()])
+            return CaptureError(
+                f"{len(self._missing)} sites were not called in every recorded step: {sites}. Pass allow_gaps=True "
+                "where the model skips layers on purpose (a block cache); the gaps are kept as missing values"
+            )
+        return None
+
+    # -- hooks
+
+    def _is_recording(self) -> bool:
+        return self._step is not None
+
+    @_stops_recording
+    def _begin_step(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = self._calls
+        self._calls += 1
+        if self.problem is not None or call not in self._options.steps:
+            return
+        if self._step is not None:
+            raise CaptureError(
+                "the denoiser was called while a call of it was under way (in another thread, or in itself): a "
+                "recording follows one run"
+            )
+        self._check_writer()
+        if self.plan is None:
+            self._first = FirstStep()  # what a first step that failed left is forgotten
+            self._layouts.clear()
+            self._call = self._read_call()
+        self._watch_schedule()
+        timestep = self._copy(torch.as_tensor(self._read_timestep(args, kwargs)))
+        self._step = _Step(self.steps, call, timestep)
+
+    @_stops_recording
+    def _end_step(self, _module: nn.Module, _args: Any, result: Any) -> None:
+        step, self._step = self._step, None
+        if step is None or result is None:  # not recorded, or the model raised
+            return
+        if self.plan is None:
+            self._begin_traces()
+            if self.problem is not None:
+                return
+        if not self._options.allow_gaps:
+            for path in {path for path, branch in self._places if (path, branch) not in step.seen}:
+                self._missing.setdefault(path, []).append(step.call)
+        finish = partial(self._sink.finish_step, step.number, call=step.call, timestep=step.timestep)
+        self._writer.submit(finish, alone=True)
+        self.steps += 1
+
+    @_stops_recording
+    def _take(self, candidate: Candidate, projections: Projections) -> None:
+        step = self._step
+        if step is None:
+            return
+        if self.plan is None and projections.is_self and not self._options.self_attention:
+            self._first.self_modules[candidate.module] = None
+            return
+        layout = self._layout(projections.query.shape[0])
+        for branch in kept_branches(self._options.branch, layout):
+            self._take_branch(step, candidate, projections, branch, layout.rows(branch))
+
+    def _take_branch(
+        self, step: _Step, candidate: Candidate, projections: Projections, branch: str, rows: slice
+    ) -> None:
+        site = (candidate.path, branch)
+        if site in step.seen:
+            raise CaptureError(
+                f"{candidate.path} was called twice in one call of the denoiser: leave it out with layers="
+            )
+        step.seen.add(site)
+        encoded = encode(projections, rows, self._choice(site), self._planned_steps())
+        parts = {name: self._copy(part) for name, part in encoded.parts.items()}
+        if self.plan is None:
+            self._first.add(
+                candidate,
+                branch,
+                encoded.shape,
+                parts,
+                is_self=projections.is_self,
+                profile=self._options.profile,
+                grids=self._grids,
+                key_grid=self._options.key_grid,
+            )
+            return
+        if self._shapes.get(site) != encoded.shape:
+            raise CaptureError(_changed(candidate.path, self._shapes.get(site), encoded.shape))
+        self._submit(step.number, site, parts)
+
+    def _read_call(self) -> PipelineCall:
+        if self._model is self._denoiser:
+            return PipelineCall()
+        call = read_call(self._model)
+        return call if self._options.prompts else call.without_prompts()
+
+    def _watch_schedule(self) -> None:
+        """Note when the scheduler was set anew: most likely a second picture in a trace that holds one."""
+        schedule = getattr(getattr(self._model, "scheduler", None), "timesteps", None)
+        if self._schedule is not None and schedule is not self._schedule:
+            self._note(
+                f"the schedule was set anew before recorded step {self.steps}, so the steps may be of several "
+                "pictures: use one record() for each call of the pipeline"
+            )
+        self._schedule = schedule
+
+    # -- the first step
+
+    def _layout(self, rows: int) -> BatchLayout:
+        layout = self._layouts.get(rows)
+        if layout is None:
+            options = self._options
+            # read anew: guidance may be switched off in the middle of a run
+            call = self._call if self.plan is None else self._read_call()
+            layout = batch_layout(rows, options.samples, named=options.guidance, profile=options.profile, call=call)
+            self._layouts[rows] = layout
+        return layout
+
+    def _planned_steps(self) -> int | None:
+        calls = self._call.denoiser_calls
+        return None if calls is None else self._options.steps.count(calls)
+
+    def _choice(self, site: SiteKey) -> EncodingChoice:
+        """What was asked for in the first step; what was decided then, ever after."""
+        shape = self._shapes.get(site)
+        return self._options.encoding if shape is None else shape.encoding
+
+    def _begin_traces(self) -> None:
+        """Decide the groups, now that every site was seen once, and write what the first step gave."""
+        first = self._first
+        first.check_seen(self._candidates, allow_gaps=self._options.allow_gaps)
+        for module in first.self_modules:
+            for method in self._methods.values():
+                method.detach(module)
+        self._grids.detach()
+        self._note_guesses()
+        plan = plan_groups(first.sites)
+        self._estimate(plan)
+        if self.problem is not None:
+            return
+        self._submit_beginning(plan)
+        self._places = plan.places()
+        self._shapes = {site.key: site.shape for site in first.sites}
+        self.plan = plan
+        for site, parts in zip(first.sites, first.parts, strict=True):
+            self._submit(0, site.key, parts)
+        self._first = FirstStep()
+
+    def _note_guesses(self) -> None:
+        """Tell the user, and readers of the trace, which labels are guesses."""
+        guesses = self._first.guesses([self._options.profile.guess, *(one.guess for one in self._layouts.values())])
+        self.notes += guesses
+        if guesses:
+            warnings.warn(LabelWarning("; ".join(guesses)), stacklevel=2)
+
+    def _estimate(self, plan: Plan) -> None:
+        steps, options = self._planned_steps(), self._options
+        self.estimated_bytes = plan.estimated_bytes(steps or 1) * options.samples
+        known = f"{steps} steps" if steps is not None else "each step"
+        logger.info(
+            "recording %d sites: about %s for %s of %d samples, before compression",
+            len(plan.sites),
+            format_bytes(self.estimated_bytes),
+            known,
+            options.samples,
+        )
+        if options.limit_bytes is not None and self.estimated_bytes > options.limit_bytes:
+            self.stop(
+                SizeLimitError(
+                    f"the recording would take about {format_bytes(self.estimated_bytes)}; limit_bytes allows "
+                    f"{format_bytes(options.limit_bytes)}: select fewer layers= or steps=, or raise the limit"
+                )
+            )
+
+    def _submit_beginning(self, plan: Plan) -> None:
+        options = self._options
+        tokens = Tokens(self._model, self._call, options.samples, options.tokens)
+        classes = [plan.classes(partial(tokens.of, sample)) for sample in range(options.samples)]
+        members = self._manifest_members()
+        begin = partial(self._sink.begin, classes, self._planned_steps() or 64, members)
+        self._writer.submit(begin, alone=True)
+
+    def _manifest_members(self) -> dict[str, Any]:
+        options, call = self._options, self._call
+        (layout,) = self._layouts.values()
+        scheduler = getattr(self._model, "scheduler", None)
+        return {
+            "guidance": Guidance(
+                branches=layout.branches,
+                kept=kept_branches(options.branch, layout),
+                scale=call.guidance_scale if call.guided else None,
+            ),
+            "scheduler": identify(scheduler) if scheduler is not None else None,
+            "call_arguments": dict(call.arguments),
+            "capture": {
+                "method": "+".join(sorted({self._methods_by_path[site.path] for site in self._first.sites})),
+                "profile": options.profile.name,
+                "encoding": options.encoding,
+                **options.selection,
+                "warnings": list(self.notes),
+            },
+        }
+
+    # -- to the writer
+
+    def _submit(self, step: int, site: SiteKey, parts: dict[str, HostCopy]) -> None:
+        write = partial(self._sink.write_site, step, site[0], self._places[site], parts)
+        self._writer.submit(write, sum(part.nbytes for part in parts.values()))
+
+    def _check_writer(self) -> None:
+        if self._writer.failure is not None:
+            raise writer_problem(self._writer.failure, self._sink)
+
+
+def writer_problem(failure: BaseException, sink: TraceSink) -> AttraceError:
+    """What went wrong in writing, as one clear error."""
+    if isinstance(failure, AttraceError):
+        return failure
+    store = sink.stores[0]
+    problem = CaptureError(
+        f"{store.path} could not be written ({type(failure).__name__}: {failure}); its {store.finished_steps} "
+        "finished steps can be read"
+    )
+    problem.__cause__ = failure
+    return problem
+
+
+def format_bytes(count: int) -> str:
+    """A number of bytes for people."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007
+        if value < 1000:
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}"
+
+
+def _changed(path: str, before: SiteShape | None, now: SiteShape) -> str:
+    if before is None:
+        return f"{path} was not called in the first recorded step, but is now: leave it out with layers="
+    differences = [
+        f"{name} {getattr(before, name)} -> {getattr(now, name)}"
+        for name in before.__dataclass_fields__
+        if getattr(before, name) != getattr(now, name)
+    ]
+    return f"{path} changed in the middle of the run ({', '.join(differences)}): a trace holds one size of picture"

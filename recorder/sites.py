@@ -1,0 +1,228 @@
+"""Finding the attention modules of a denoiser, and what can only be seen while it runs: query grids and timesteps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from attrace.schemas import CaptureError, Context, InputError
+
+_TIMESTEP_NAMES = ("timestep", "timesteps", "t")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An attention call that could be recorded."""
+
+    path: str
+    """Its label: the module path in the denoiser."""
+    module: nn.Module
+    """The attention module."""
+    query_projection: nn.Module
+    """Makes the queries."""
+    key_projection: nn.Module
+    """Makes the keys."""
+    heads: int
+    """Number of heads."""
+    place: int = 0
+    """Which attention call of the module's forward this is, counted from 0."""
+    calls: int = 1
+    """Attention calls that the module's forward makes."""
+    context: Context | None = None
+    """What the keys are, where the structure alone tells it."""
+
+
+def find_denoiser(model: Any, attribute: str | None = None) -> nn.Module:
+    """The denoiser of a pipeline, or the module that was given.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    for name in (attribute,) if attribute else ("unet", "transformer"):
+        denoiser = getattr(model, name, None)
+        if isinstance(denoiser, nn.Module):
+            return denoiser
+    raise InputError(
+        f"expected a diffusers pipeline with a `{attribute or 'unet'}` or a torch module, found "
+        f"{type(model).__name__}: pass the denoiser itself"
+    )
+
+
+def find_candidates(denoiser: nn.Module) -> tuple[Candidate, ...]:
+    """Every attention call of the denoiser that can be recorded, in the order of its modules.
+
+    A candidate is a module with `to_q` and `to_k` and a number of heads: so are the attention modules of diffusers,
+    of the original latent diffusion code and of what was built on either. An IP-Adapter adds one candidate for each
+    of its key projections.
+
+    Raises
+    ------
+    CaptureError
+        If there is none, or if it attends jointly to its picture and a context, which is not recorded yet.
+    """
+    modules = {path: module for path, module in denoiser.named_modules() if _is_attention(module)}
+    joint = [path for path, module in modules.items() if getattr(module, "add_k_proj", None) is not None]
+    if joint or not modules:
+        why = (
+            f"its attention is joint, with added key projections ({joint[0]})"
+            if joint
+            else ("no module of it has `to_q`, `to_k` and an integer `heads`")
+        )
+        raise CaptureError(f"{type(denoiser).__name__} has no attention that can be recorded: {why}")
+    return tuple(one for path, module in modules.items() for one in _candidates(path, module))
+
+
+def refuse_hidden(denoiser: nn.Module, candidates: Iterable[Candidate]) -> None:
+    """Refuse candidates that hooks cannot see: compiled, or with fused projections.
+
+    Raises
+    ------
+    CaptureError
+        If there is one.
+    """
+    compiled = [path for path, module in denoiser.named_modules() if _is_compiled(module)]
+    for candidate in candidates:
+        # hooks inside compiled code never fire, whether the code is the attention's own or what calls it
+        hidden = [path for path in compiled if _within(candidate.path, path) or _within(path, candidate.path)]
+        if hidden:
+            raise CaptureError(
+                f"{hidden[0] or type(denoiser).__name__} was compiled by torch.compile, which hides the attention of "
+                f"{candidate.path}: record the model as it was before compiling"
+            )
+        if _is_fused(candidate.module):
+            raise CaptureError(
+                f"{candidate.path}: its query and key projections are fused, so they cannot be told apart: call "
+                "unfuse_qkv_projections() before recording"
+            )
+
+
+def select_candidates(candidates: Sequence[Candidate], patterns: Sequence[str] | None) -> tuple[Candidate, ...]:
+    """Those whose path matches one of the glob patterns; all if there are no patterns.
+
+    Raises
+    ------
+    InputError
+        If a pattern matches none.
+    """
+    if patterns is None:
+        return tuple(candidates)
+    for pattern in patterns:
+        if not any(fnmatchcase(candidate.path, pattern) for candidate in candidates):
+            raise InputError(
+                f"layers: no attention module matches {pattern!r}; the denoiser has "
+                f"{shorten([candidate.path for candidate in candidates])}"
+            )
+    return tuple(one for one in candidates if any(fnmatchcase(one.path, pattern) for pattern in patterns))
+
+
+def shorten(names: Sequence[str], most: int = 6) -> str:
+    """Names for a message, the first few of many."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _is_attention(module: nn.Module) -> bool:
+    projections = all(isinstance(getattr(module, name, None), nn.Module) for name in ("to_q", "to_k"))
+    return projections and isinstance(getattr(module, "heads", None), int)
+
+
+def _candidates(path: str, module: nn.Module) -> Iterator[Candidate]:
+    query, key = module.get_submodule("to_q"), module.get_submodule("to_k")
+    heads: int = module.heads  # type: ignore[assignment]
+    adapters = getattr(getattr(module, "processor", None), "to_k_ip", None)
+    added = list(adapters) if isinstance(adapters, nn.ModuleList) else []
+    calls = 1 + len(added)
+    yield Candidate(path, module, query, key, heads, calls=calls)
+    for number, added_key in enumerate(added):
+        label = f"{path}.processor.to_k_ip.{number}"
+        yield Candidate(label, module, query, added_key, heads, place=1 + number, calls=calls, context="image-prompt")
+
+
+def _is_fused(module: nn.Module) -> bool:
+    processor = type(getattr(module, "processor", None)).__name__
+    # `Attention` keeps the mark when it is unfused; its processor tells, as that of newer classes does not
+    marked = bool(getattr(module, "fused_projections", False)) and type(module).__name__ != "Attention"
+    return marked or processor.startswith("Fused")
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _within(path: str, folder: str) -> bool:
+    return not folder or path == folder or path.startswith(folder + ".")
+
+
+class QueryGrids:
+    """Finds the grid of a site's queries from the pictures that its ancestors are called with.
+
+    The queries of a site lie on the grid of the nearest ancestor that is given a picture (a 4-D tensor) of H x W with
+    (H / f) (W / f) queries, f being 1, or 2 where the ancestor itself makes patches of 2 x 2.
+    """
+
+    def __init__(self, denoiser: nn.Module, candidates: Iterable[Candidate]) -> None:
+        modules = dict(denoiser.named_modules())
+        self._ancestors = {one.path: _ancestors(one, modules) for one in candidates}
+        self._pictures: dict[nn.Module, list[tuple[int, int]]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """Put the hooks on the ancestors."""
+        watched = {module: None for ancestors in self._ancestors.values() for module in ancestors}
+        self._handles += [module.register_forward_pre_hook(self._look, with_kwargs=True) for module in watched]
+
+    def of(self, path: str, queries: int) -> tuple[int, int] | None:
+        """Rows and columns of the queries of a site that is being called; None where they lie on no grid."""
+        for module in self._ancestors[path]:
+            for rows, columns in self._pictures.get(module, []):
+                for factor in (1, 2):
+                    if rows % factor == columns % factor == 0 and rows * columns == queries * factor**2:
+                        return rows // factor, columns // factor
+        return None
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        remove_all(self._handles)
+        self._pictures.clear()
+
+    def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.ndim == 4]
+        self._pictures[module] = [(one.shape[2], one.shape[3]) for one in given]
+
+
+def _ancestors(candidate: Candidate, modules: Mapping[str, nn.Module]) -> tuple[nn.Module, ...]:
+    """The attention module and everything it lies in, nearest first."""
+    parts = candidate.path.split(".")
+    paths = [".".join(parts[:length]) for length in range(len(parts), -1, -1)]
+    return tuple(modules[path] for path in paths if path in modules)
+
+
+def timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
+    """A function that finds the timestep among the arguments of a call of the denoiser; NaN where there is none."""
+    signature = inspect.signature(denoiser.forward)
+    names = [name for name in _TIMESTEP_NAMES if name in signature.parameters]
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        try:
+            given = signature.bind_partial(*args, **kwargs).arguments
+        except TypeError:
+            return float("nan")  # the call itself is about to fail, with a better message
+        return next((given[name] for name in names if given.get(name) is not None), float("nan"))
+
+    return read
+
+
+def remove_all(handles: list[RemovableHandle]) -> None:
+    """Remove hooks and forget them."""
+    while handles:
+        handles.pop().remove()
