@@ -1,0 +1,28 @@
+"""Reads traces: lazy maps, scores, statistics and figures. No torch, no model."""
+
+from attrace.analysis.correspondence import correspondence
+from attrace.analysis.maps import hlam, llam, tlam, ulam
+from attrace.analysis.marginals import marginals
+from attrace.analysis.measures import Box, bounding_box, imacs, iou
+from attrace.analysis.precompute import precompute
+from attrace.analysis.sram import sram
+from attrace.analysis.tokens import token_map
+from attrace.analysis.trace import Trace, open_trace
+
+__all__ = [
+    "Box",
+    "Trace",
+    "bounding_box",
+    "correspondence",
+    "hlam",
+    "imacs",
+    "iou",
+    "llam",
+    "marginals",
+    "open_trace",
+    "precompute",
+    "sram",
+    "tlam",
+    "token_map",
+    "ulam",
+]

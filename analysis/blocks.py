@@ -1,0 +1,38 @@
+"""Dask arrays from what makes each of their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+Chunks = tuple[tuple[int, ...], ...]
+"""Lengths of the blocks along each dimension."""
+
+
+def array_of_blocks(
+    make: Callable[[tuple[int, ...]], NDArray[Any]], name: str, chunks: Chunks, dtype: np.dtype[Any]
+) -> da.Array:
+    """An array whose blocks `make` gives for their places; equal names say equal content."""
+    array: da.Array = da.map_blocks(
+        _Block(make), name=name, chunks=chunks, dtype=dtype, meta=np.empty((0,) * len(chunks), dtype)
+    )
+    return array
+
+
+def split(places: tuple[int, ...], largest: int) -> tuple[tuple[int, ...], ...]:
+    """Consecutive blocks of places, each of at most `largest`."""
+    return tuple(places[start : start + largest] for start in range(0, len(places), largest))
+
+
+class _Block:
+    """Calls what makes a block with its place, which dask hands over by the keyword `block_id`."""
+
+    def __init__(self, make: Callable[[tuple[int, ...]], NDArray[Any]]) -> None:
+        self._make = make
+
+    def __call__(self, block_id: tuple[int, ...]) -> NDArray[Any]:
+        return self._make(block_id)

@@ -1,0 +1,268 @@
+"""R2G and G2R marginals of a trace: one lazy pass over its data, in blocks of steps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from numpy.typing import NDArray
+
+from attrace.analysis.blocks import Chunks, array_of_blocks, split
+from attrace.analysis.derived import Derived, open_derived
+from attrace.analysis.kernel import key_shares, softmax_marginals
+from attrace.analysis.labels import class_coordinates, class_tree, key_coordinates, query_coordinates
+from attrace.analysis.source import ClassSource, Factors, Scores, SiteValues
+from attrace.analysis.trace import SelectedClass, Trace
+from attrace.analysis.weights import Keys, Queries, Weights, key_weights, normalised, query_weights
+from attrace.analysis.workspace import Workspace
+from attrace.schemas import InputError, SiteClass
+from attrace.schemas.layout import DERIVED_STEPS_PER_CHUNK
+
+Places = NDArray[np.int64] | slice
+"""Places of queries or keys along their dimension."""
+
+STEPS_PER_BLOCK: Final = 10
+"""Steps of one layer that one task takes."""
+
+Quantity = Literal["r2g", "g2r", "share"]
+"""What a pass makes of the scores: the marginals of the two directions, or the share that chosen keys have in each
+query (mean over those keys of the softmax over all keys)."""
+
+TOKEN_DIMS: Final[dict[Quantity, Literal["query", "key"]]] = {"r2g": "query", "g2r": "key", "share": "query"}
+
+ATTRIBUTES: Final[dict[Quantity, dict[str, str]]] = {
+    "r2g": {
+        "long_name": "reference-to-generated attribution (mean over keys of the softmax over queries)",
+        "units": "1",
+    },
+    "g2r": {
+        "long_name": "generated-to-reference attribution (mean over queries of the softmax over keys)",
+        "units": "1",
+    },
+    "share": {"long_name": "token attribution (softmax over keys of the chosen tokens)", "units": "1"},
+}
+
+
+def marginals(trace: Trace, *, queries: Queries = None, keys: Keys = None) -> xr.DataTree:
+    """Means of both softmaxes of every selected layer, head and step.
+
+    Parameters
+    ----------
+    trace
+        The trace, or a selection of it.
+    queries
+        Queries that the mean over queries takes: a mask (row, column) over the generated picture; None for all.
+    keys
+        Keys that the mean over keys takes: a mask over the reference picture, a kind of key, `all`, or places of
+        keys; None for the patches (all keys where there are none). A class that has none of them is left out.
+
+    Returns
+    -------
+    xarray.DataTree
+        For each class a lazy dataset with `r2g` (time, layer, head, query): mean over keys of the softmax over
+        queries, and `g2r` (time, layer, head, key): mean over queries of the softmax over keys, which always runs
+        over all keys. float32, or float64 where that is stored. NaN where a site was not called in a step.
+
+    Raises
+    ------
+    InputError
+        If a mask or a choice of keys fits no layer.
+
+    Notes
+    -----
+    I2AM (arXiv 2407.12331), section 3: M_g and M_r.
+    """
+    plans = [_plan(trace, one, queries, keys) for one in trace.classes]
+    usable = [plan for plan in plans if plan.of_keys().any()]
+    if plans and not usable:
+        raise InputError(f"trace {trace.path}: no selected layer has the keys {keys!r}")
+    return class_tree(trace, {plan.selected.group: _dataset(trace, plan) for plan in usable})
+
+
+def _plan(trace: Trace, selected: SelectedClass, queries: Queries, keys: Keys) -> MarginalPlan:
+    site_class = selected.site_class
+    of_queries = None if queries is None else query_weights(site_class, queries)
+    of_keys = None if keys is None else key_weights(site_class, keys)
+    return MarginalPlan(selected, trace.step_places, of_queries, of_keys)
+
+
+def all_marginals(trace: Trace, site_class: SiteClass, steps: int) -> dict[Quantity, da.Array]:
+    """The default marginals of a whole class, computed anew, in the first `steps` places of the store.
+
+    NaN in a step that is not finished.
+    """
+    everything = SelectedClass(site_class, tuple(range(len(site_class.sites))), tuple(range(site_class.heads)))
+    finished = set(trace.finished_places)
+    places = tuple(place if place in finished else -1 for place in range(steps))
+    return _computed_arrays(trace, MarginalPlan(everything, places))
+
+
+def _dataset(trace: Trace, plan: MarginalPlan) -> xr.Dataset:
+    site_class = plan.selected.site_class
+    coordinates = class_coordinates(trace, plan.selected) | query_coordinates(site_class) | key_coordinates(site_class)
+    variables = {
+        quantity: (("time", "layer", "head", TOKEN_DIMS[quantity]), array, ATTRIBUTES[quantity])
+        for quantity, array in marginal_arrays(trace, plan).items()
+    }
+    return xr.Dataset(variables, coordinates, {"source": trace.path})
+
+
+@dataclass(frozen=True)
+class MarginalPlan:
+    """What a pass over one class computes."""
+
+    selected: SelectedClass
+    steps: tuple[int, ...]
+    """Places of the steps along the stored `time` dimension."""
+    query_weights: Weights | None = None
+    """Of each query in the mean over queries, not normalised; None for all alike."""
+    key_weights: Weights | None = None
+    """Of each key in the mean over keys, not normalised; None for the default keys."""
+    quantities: tuple[Quantity, ...] = ("r2g", "g2r")
+    """Both directions in one pass; or one, which then touches only the queries or keys that have a weight."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the marginals."""
+        return np.result_type(self.selected.site_class.dtype, np.float32)
+
+    def is_default(self) -> bool:
+        """Whether these are the marginals that a store may keep: of all queries and the default keys, in float32."""
+        chosen = self.query_weights is not None or self.key_weights is not None
+        return set(self.quantities) <= {"r2g", "g2r"} and not chosen and self.dtype == np.float32
+
+    def of_queries(self) -> Weights:
+        """Weights of the queries."""
+        return query_weights(self.selected.site_class, None) if self.query_weights is None else self.query_weights
+
+    def of_keys(self) -> Weights:
+        """Weights of the keys."""
+        return key_weights(self.selected.site_class, None) if self.key_weights is None else self.key_weights
+
+    def touched(self) -> tuple[Places, Places]:
+        """Queries and keys that a pass needs: for one direction alone, those that have a weight."""
+        everything = slice(None)
+        if self.quantities == ("g2r",):
+            return np.flatnonzero(self.of_queries()), everything
+        if self.quantities == ("r2g",):
+            return everything, np.flatnonzero(self.of_keys())
+        return everything, everything
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Numbers of queries or keys along each quantity."""
+        site_class = self.selected.site_class
+        lengths = {"query": site_class.queries, "key": site_class.keys}
+        return tuple(lengths[TOKEN_DIMS[quantity]] for quantity in self.quantities)
+
+
+def marginal_arrays(trace: Trace, plan: MarginalPlan) -> dict[Quantity, da.Array]:
+    """What a plan asks for, lazily: (time, layer, head, query or key) each.
+
+    Read from the cache in the store where that holds it, else computed.
+    """
+    if plan.is_default():
+        derived = open_derived(trace.stored, plan.selected.site_class, len(trace.finished_places))
+        if derived is not None:
+            return _kept_arrays(trace, plan, derived)
+    return _computed_arrays(trace, plan)
+
+
+def _kept_arrays(trace: Trace, plan: MarginalPlan, derived: Derived) -> dict[Quantity, da.Array]:
+    blocks = tuple(
+        tuple(steps) for _, steps in itertools.groupby(plan.steps, lambda step: step // DERIVED_STEPS_PER_CHUNK)
+    )
+    return {
+        quantity: array_of_blocks(
+            _ReadOfKept(plan, blocks, derived, quantity),
+            f"kept-{quantity}-{tokenize(trace, plan.selected.group)}",
+            _chunks(plan, blocks, length),
+            np.dtype(np.float32),
+        )
+        for quantity, length in zip(plan.quantities, plan.lengths, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class _ReadOfKept:
+    """Gives the kept marginals of one layer in some steps: (time, layer, head, query or key)."""
+
+    plan: MarginalPlan
+    blocks: tuple[tuple[int, ...], ...]
+    derived: Derived
+    quantity: Quantity
+
+    def __call__(self, block: tuple[int, ...]) -> NDArray[np.float32]:
+        selected = self.plan.selected
+        return self.derived.read(self.quantity, self.blocks[block[0]], selected.layers[block[1]], selected.heads)
+
+
+def _computed_arrays(trace: Trace, plan: MarginalPlan) -> dict[Quantity, da.Array]:
+    """From one pass over the data of the class, in tasks of a few steps of one layer."""
+    blocks = split(plan.steps, STEPS_PER_BLOCK)
+    token = tokenize(trace, plan.selected.group, plan.steps, plan.query_weights, plan.key_weights, plan.quantities)
+    passed = array_of_blocks(
+        _Pass(plan, blocks, ClassSource.of(trace.stored, plan.selected.site_class)),
+        f"marginals-{token}",
+        _chunks(plan, blocks, sum(plan.lengths)),
+        plan.dtype,
+    )
+    stops = np.cumsum(plan.lengths).tolist()
+    return {
+        quantity: passed[..., stop - length : stop]
+        for quantity, length, stop in zip(plan.quantities, plan.lengths, stops, strict=True)
+    }
+
+
+def _chunks(plan: MarginalPlan, blocks: tuple[tuple[int, ...], ...], length: int) -> Chunks:
+    return tuple(map(len, blocks)), (1,) * len(plan.selected.layers), (len(plan.selected.heads),), (length,)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Makes the quantities of one layer in some steps, end to end: (time, layer, head, query and key)."""
+
+    plan: MarginalPlan
+    blocks: tuple[tuple[int, ...], ...]
+    source: ClassSource
+
+    def __call__(self, block: tuple[int, ...]) -> NDArray[Any]:
+        plan, steps = self.plan, self.blocks[block[0]]
+        queries, keys = plan.touched()
+        weights = normalised(plan.of_queries()[queries]), normalised(plan.of_keys()[keys])
+        passed = np.full((len(steps), 1, len(plan.selected.heads), sum(plan.lengths)), np.nan, plan.dtype)
+        workspace = Workspace()
+        for place, values in enumerate(self.source.read(steps, plan.selected.layers[block[1]])):
+            if values is not None:
+                wanted = select_values(values, plan.selected.heads, queries, keys)
+                passed[place, 0] = np.concatenate(_quantities(wanted, *weights, plan.quantities, workspace), axis=1)
+        return passed
+
+
+def _quantities(
+    values: SiteValues,
+    of_queries: Weights,
+    of_keys: Weights,
+    quantities: tuple[Quantity, ...],
+    workspace: Workspace,
+) -> list[NDArray[Any]]:
+    if quantities == ("share",):
+        return [key_shares(values, of_keys, workspace=workspace)]
+    r2g, g2r = softmax_marginals(values, of_queries, of_keys, workspace=workspace)
+    return [r2g if quantity == "r2g" else g2r for quantity in quantities]
+
+
+def select_values(values: SiteValues, heads: Sequence[int], queries: Places, keys: Places) -> SiteValues:
+    """The values of some heads, queries and keys."""
+    chosen = list(heads)
+    lse = None if values.lse is None else values.lse[chosen][:, queries]
+    if isinstance(values, Scores):
+        return Scores(values.scores[chosen][:, queries][:, :, keys], lse)
+    bias = None if values.bias is None else values.bias[keys]
+    return Factors(values.query[chosen][:, queries], values.key[chosen][:, keys], values.scale, bias, lse)

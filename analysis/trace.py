@@ -1,0 +1,373 @@
+"""A trace that was opened: what it holds, selections of it, and its arrays as lazy labelled ones."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attrace.analysis.store import StoredTrace, open_store
+from attrace.schemas import Manifest, SelectionError, SiteClass, Status
+from attrace.schemas.layout import IMAGE_NAMES, IMAGES, STEP_DONE, TIME, TIMESTEP
+from attrace.schemas.words import CONTEXTS
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from zarr.abc.store import Store
+
+Layers = str | Collection[str] | None
+"""Layers by module path: one path or glob such as `up_blocks.*`, or several; None for all."""
+
+Numbers = int | slice | Iterable[int] | None
+"""Steps by call number, or heads by number: one, several, or a slice with both ends included; None for all."""
+
+
+@dataclass(frozen=True)
+class SelectedClass:
+    """The part of a site class that is selected."""
+
+    site_class: SiteClass
+    layers: tuple[int, ...]
+    """Places along the stored `layer` dimension."""
+    heads: tuple[int, ...]
+    """Places along the stored `head` dimension."""
+
+    @property
+    def group(self) -> str:
+        """Path of the class in the store."""
+        return self.site_class.group
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Module paths of the selected layers."""
+        return tuple(self.site_class.sites[layer].path for layer in self.layers)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trace:
+    """A trace, opened for reading: nothing but metadata is read until something is computed.
+
+    A trace looks at one context (what the keys are) and one branch of classifier-free guidance at a time: the first
+    present of reference, image-prompt, text and self, and `conditional`, unless `sel` chooses others. Traces are
+    immutable; `sel` gives another one.
+    """
+
+    stored: StoredTrace
+    """Its store."""
+    calls: NDArray[np.int32]
+    """Call number of every step in the store, finished or not."""
+    timestep_values: NDArray[np.float32]
+    """Timestep of every step in the store."""
+    finished_places: tuple[int, ...]
+    """Places of the finished steps along the stored `time` dimension."""
+    step_places: tuple[int, ...]
+    """Places of the selected, finished steps along the stored `time` dimension."""
+    context: str | None
+    """The context looked at; None for a trace that has no site yet."""
+    branch: str | None
+    """The branch looked at."""
+    selected_paths: frozenset[str] | None = None
+    """Module paths of the selected layers; None for all."""
+    selected_heads: frozenset[int] | None = None
+    """Numbers of the selected heads; None for all."""
+
+    @property
+    def path(self) -> str:
+        """Where the trace lies."""
+        return self.stored.path
+
+    @property
+    def manifest(self) -> Manifest:
+        """Everything about the trace that is not an array."""
+        return self.stored.manifest
+
+    @property
+    def status(self) -> Status:
+        """What the manifest says: `recording` also where the recorder was killed before it could say otherwise."""
+        return self.manifest.status
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run was not recorded to its end: cut off, killed, or still under way."""
+        return self.status != "complete"
+
+    @property
+    def steps(self) -> int:
+        """Number of selected steps, all of them finished."""
+        return len(self.step_places)
+
+    @property
+    def time(self) -> NDArray[np.int32]:
+        """Call numbers of the selected steps: int32 (time)."""
+        return self.calls[list(self.step_places)]
+
+    @property
+    def timesteps(self) -> NDArray[np.float32]:
+        """Timesteps that the denoiser was called with in the selected steps: float32 (time)."""
+        return self.timestep_values[list(self.step_places)]
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Contexts in the trace; `sel(context=...)` looks at another one."""
+        present = {site_class.context for site_class in self.manifest.classes}
+        return tuple(context for context in _CONTEXT_PREFERENCE if context in present)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Branches of classifier-free guidance recorded for this context; `sel(branch=...)` looks at another one."""
+        return _branches(self.manifest, self.context)
+
+    @cached_property
+    def classes(self) -> tuple[SelectedClass, ...]:
+        """The selected site classes of this context and branch, each with its selected layers and heads."""
+        selected = (
+            SelectedClass(site_class, self._layers_of(site_class), self._heads_of(site_class))
+            for site_class in self.manifest.classes
+            if (site_class.context, site_class.branch) == (self.context, self.branch)
+        )
+        return tuple(one for one in selected if one.layers and one.heads)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Module paths of the selected layers, in the order of their calls."""
+        sites = [one.site_class.sites[layer] for one in self.classes for layer in one.layers]
+        return tuple(site.path for site in sorted(sites, key=lambda site: site.order))
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Numbers of the heads that any selected layer has."""
+        return tuple(sorted({head for one in self.classes for head in one.heads}))
+
+    @cached_property
+    def images(self) -> Mapping[str, xr.DataArray]:
+        """The pictures of the trace by name, lazily: uint8 (row, column) or (row, column, channel)."""
+        from attrace.analysis.labels import image_array
+
+        return {name: image_array(self, name) for name in _image_names(self.stored)}
+
+    @cached_property
+    def scores(self) -> xr.DataTree:
+        """The scores s, lazily: for each class a `scores` (time, layer, head, query, key), however it is stored.
+
+        Stored scores are read; stored queries and keys are multiplied. float32, or float64 where that is stored. NaN
+        where a site was not called in a step. Coordinates: `layer` (module path), `timestep`, `head`, `query_row`,
+        `query_column`, `key_row`, `key_column` (-1 off the grid), `key_kind`, and `token` where keys are text.
+        """
+        from attrace.analysis.labels import scores_tree
+
+        return scores_tree(self)
+
+    @cached_property
+    def tree(self) -> xr.DataTree:
+        """The stored arrays, lazily and labelled like `scores`.
+
+        `query` and `key` are named `query_vector` and `key_vector`, since `query` and `key` are dimensions. A key
+        vector that did not change is stored once; here it stands in every step.
+        """
+        from attrace.analysis.labels import stored_tree
+
+        return stored_tree(self)
+
+    def sel(
+        self,
+        *,
+        layer: Layers = None,
+        time: Numbers = None,
+        head: Numbers = None,
+        context: str | None = None,
+        branch: str | None = None,
+    ) -> Trace:
+        """Select by label; selections compose, and nothing is read.
+
+        Parameters
+        ----------
+        layer
+            Module paths, or globs such as `up_blocks.*`.
+        time
+            Call numbers: one, several, or a slice of them with both ends included, as xarray slices labels.
+        head
+            Head numbers, in the same ways. A layer that has none of them drops out.
+        context
+            Look at another context: `reference`, `text`, `image-prompt` or `self`.
+        branch
+            Look at another branch of classifier-free guidance.
+
+        Raises
+        ------
+        SelectionError
+            If a label names nothing in what is selected so far.
+        """
+        trace = self if context is None else self._with_context(context)
+        trace = trace if branch is None else trace._with_branch(branch)
+        if layer is not None:
+            trace = replace(trace, selected_paths=frozenset(match_layers(layer, trace.layers, trace.path)))
+        if head is not None:
+            heads = _pick(head, trace.heads, "head", trace.path)
+            trace = replace(trace, selected_heads=frozenset(heads))
+        if time is not None:
+            picked = set(_pick(time, tuple(trace.time.tolist()), "time", trace.path))
+            places = tuple(place for place in trace.step_places if int(self.calls[place]) in picked)
+            trace = replace(trace, step_places=places)
+        return trace
+
+    def __repr__(self) -> str:
+        from attrace.analysis.summary import describe
+
+        return describe(self)
+
+    def __dask_tokenize__(self) -> Any:
+        """What identifies the selected data: the recording and the selection, not the values."""
+        return (
+            "attrace.Trace",
+            self.path,
+            self.manifest.id,
+            self.step_places,
+            self.context,
+            self.branch,
+            sorted(self.selected_paths) if self.selected_paths is not None else None,
+            sorted(self.selected_heads) if self.selected_heads is not None else None,
+        )
+
+    def _with_context(self, context: str) -> Trace:
+        _require(context, self.contexts, "context", self.path)
+        branches = _branches(self.manifest, context)
+        branch = self.branch if self.branch in branches else branches[0]
+        return self._checked(replace(self, context=context, branch=branch))
+
+    def _with_branch(self, branch: str) -> Trace:
+        _require(branch, self.branches, "branch", self.path)
+        return self._checked(replace(self, branch=branch))
+
+    def _checked(self, trace: Trace) -> Trace:
+        if not trace.classes:
+            raise SelectionError(
+                f"trace {self.path}: context {trace.context!r}, branch {trace.branch!r} has none of the layers and "
+                "heads selected before: select the context first"
+            )
+        return trace
+
+    def _layers_of(self, site_class: SiteClass) -> tuple[int, ...]:
+        paths = self.selected_paths
+        return tuple(i for i, site in enumerate(site_class.sites) if paths is None or site.path in paths)
+
+    def _heads_of(self, site_class: SiteClass) -> tuple[int, ...]:
+        heads = self.selected_heads
+        return tuple(head for head in range(site_class.heads) if heads is None or head in heads)
+
+
+_CONTEXT_PREFERENCE = ("reference", "image-prompt", "text", "self")
+if set(_CONTEXT_PREFERENCE) != set(CONTEXTS):
+    raise RuntimeError("a context lacks its place in the order of preference")
+
+
+def open_trace(source: str | Path | Store, *, storage_options: Mapping[str, Any] | None = None) -> Trace:
+    """Open a trace; nothing is read but metadata.
+
+    Parameters
+    ----------
+    source
+        A folder, a `.zip` file, an address (`s3://`, `gs://`, `https://`, `hf://`, ...) or a Zarr store. Addresses
+        need obstore or fsspec (`pip install 'attrace[cluster]'`).
+    storage_options
+        Options of the address's file system: keywords of `obstore.store.from_url`, or of fsspec where that is used.
+
+    Returns
+    -------
+    Trace
+        Its finished steps; a run that was cut off opens too.
+
+    Raises
+    ------
+    TraceNotFoundError
+        If there is nothing at `source`.
+    TraceFormatError
+        If what is there is not a trace.
+    TraceVersionError
+        If it is written in a newer major version of the format.
+    """
+    return trace_of(open_store(source, storage_options))
+
+
+def trace_of(stored: StoredTrace) -> Trace:
+    """The trace in a store: its finished steps, with nothing selected."""
+    manifest = stored.manifest
+    present = {site_class.context for site_class in manifest.classes}
+    context = next((context for context in _CONTEXT_PREFERENCE if context in present), None)
+    branches = _branches(manifest, context)
+    finished = tuple(np.flatnonzero(stored.array(STEP_DONE)[:] == 1).tolist())
+    return Trace(
+        stored=stored,
+        calls=stored.array(TIME)[:],
+        timestep_values=stored.array(TIMESTEP)[:],
+        finished_places=finished,
+        step_places=finished,
+        context=context,
+        branch=branches[0] if branches else None,
+    )
+
+
+def match_layers(layers: str | Collection[str], known: Collection[str], where: str) -> tuple[str, ...]:
+    """The known module paths that paths or globs name, in the order of the known ones.
+
+    Raises
+    ------
+    SelectionError
+        If a path or glob names none of them.
+    """
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    matched: set[str] = set()
+    for pattern in patterns:
+        found = [path for path in known if path == pattern or fnmatch.fnmatchcase(path, pattern)]
+        if not found:
+            raise SelectionError(_no_such("layer", pattern, known, where))
+        matched.update(found)
+    return tuple(path for path in known if path in matched)
+
+
+def _pick(labels: Numbers, known: tuple[int, ...], what: str, where: str) -> tuple[int, ...]:
+    """The known numbers that are asked for, in the order of the known ones."""
+    if isinstance(labels, slice):
+        start, stop = (-np.inf if labels.start is None else labels.start), labels.stop
+        inside = [label for label in known if label >= start and (stop is None or label <= stop)]
+        picked = inside[:: labels.step]
+        if not picked:
+            raise SelectionError(_no_such(what, f"{labels.start}:{labels.stop}", known, where))
+        return tuple(picked)
+    wanted = {int(label) for label in (labels if isinstance(labels, Iterable) else [labels])}  # type: ignore[arg-type]
+    for label in sorted(wanted - set(known)):
+        raise SelectionError(_no_such(what, label, known, where))
+    return tuple(label for label in known if label in wanted)
+
+
+def _require(label: str, known: tuple[str, ...], what: str, where: str) -> None:
+    if label not in known:
+        raise SelectionError(_no_such(what, label, known, where))
+
+
+def _no_such(what: str, label: object, known: Collection[object], where: str) -> str:
+    """Message for a label that names nothing: the nearest known ones first."""
+    names = [str(one) for one in known]
+    close = difflib.get_close_matches(str(label), names, n=3, cutoff=0.5)
+    guess = f"; did you mean {' or '.join(close)}?" if close else ""
+    listed = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+    return f"trace {where} has no {what} {label!r} among what is selected: it has {listed or 'none'}{guess}"
+
+
+def _branches(manifest: Manifest, context: str | None) -> tuple[str, ...]:
+    """Branches recorded for a context, `conditional` first."""
+    found = dict.fromkeys(one.branch for one in manifest.classes if one.context == context)
+    return tuple(sorted(found, key=lambda branch: branch != "conditional"))
+
+
+def _image_names(stored: StoredTrace) -> list[str]:
+    """Names of the pictures; a store that cannot list is asked for the usual ones."""
+    if stored.root.metadata.consolidated_metadata is None and not stored.root.store.supports_listing:
+        return [name for name in IMAGE_NAMES if f"{IMAGES}/{name}" in stored.root]
+    return sorted(stored.root[IMAGES].array_keys()) if IMAGES in stored.root else []  # type: ignore[union-attr]
