@@ -1,0 +1,5 @@
+"""The `attrace` command."""
+
+from attrace.cli.app import main
+
+__all__ = ["main"]

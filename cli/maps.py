@@ -1,0 +1,88 @@
+"""`attrace maps`: compute maps and write them with their labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attrace.cli.export import directions_of, write_maps, writer_for
+from attrace.cli.options import (
+    density_option,
+    direction_option,
+    examples,
+    json_option,
+    level_option,
+    overwrite_option,
+    select,
+    selection_options,
+    size_option,
+    trace_argument,
+)
+from attrace.cli.output import check_output, dask_progress, print_json, print_table
+
+if TYPE_CHECKING:
+    from attrace.schemas import Direction, Level
+
+
+@click.command(
+    epilog=examples(
+        "attrace maps run.zarr -o maps.npz",
+        "attrace maps run.zarr -o maps.zarr --level ulam --level llam --direction g2r",
+        'attrace maps run.zarr -o early.npz --steps 0:9 --layers "up_blocks.*" --size 64x64',
+    )
+)
+@trace_argument
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="A .npz, .zarr or .nc file to write."
+)
+@level_option
+@direction_option
+@click.option("--groups", type=click.IntRange(min=1), help="Groups of steps of the time-level maps; 5 by default.")
+@size_option
+@density_option
+@selection_options
+@overwrite_option
+@json_option
+def maps(
+    trace: str,
+    output: Path,
+    level: tuple[Level, ...],
+    direction: tuple[Direction, ...],
+    groups: int | None,
+    size: tuple[int, int] | None,
+    density: bool | None,
+    overwrite: bool,
+    as_json: bool,
+    **selection: Any,
+) -> None:
+    """Compute maps and write them with their labels.
+
+    Levels: ulam (one map), tlam (groups of steps), hlam (heads), llam (layers). The suffix of the output says how it
+    is written; .npz needs nothing but NumPy to be read, .zarr and .nc open with xarray.
+    """
+    from attrace.analysis.levels import compute_together, level_maps
+
+    check_output(output, overwrite=overwrite)
+    chosen = select(trace, **selection)
+    lazy = level_maps(
+        chosen, levels=level, directions=direction or None, groups=groups, size=size, density=bool(density)
+    )
+    writer_for(output, directions_of(lazy))
+    with dask_progress():
+        computed = compute_together(lazy)
+    write_maps(computed, output, overwrite=overwrite)
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "maps": {name: {"dims": dict(heat.sizes), **heat.attrs} for name, heat in computed.items()},
+            }
+        )
+        return
+    rows = [["map", "dims", "smallest", "mean", "largest"]]
+    for name, heat in computed.items():
+        dims = " ".join(f"{dim}={length}" for dim, length in heat.sizes.items())
+        rows.append([name, dims, *(f"{float(value):.4g}" for value in (heat.min(), heat.mean(), heat.max()))])
+    print_table(rows, right=(2, 3, 4))

@@ -1,0 +1,127 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from attrace.analysis import Trace
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# The words of attrace.schemas.words, written out: importing the schemas takes longer than showing a help text.
+LEVELS = ("ulam", "tlam", "hlam", "llam")
+DIRECTIONS = ("r2g", "g2r")
+CONTEXTS = ("reference", "text", "image-prompt", "self")
+
+
+def examples(*lines: str) -> str:
+    """The end of a help text: examples that a test runs; a line break in one becomes a shell's continuation."""
+    shown = [line.replace("\n", " \\\n      ") for line in lines]
+    return "\n".join(["\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {line}" for line in shown)])
+
+
+def size(text: str) -> tuple[int, int]:
+    """Rows and columns, such as `64x48`."""
+    rows, columns = _numbers(text, 2, "x", "ROWSxCOLUMNS, such as 64x48")
+    if min(rows, columns) < 1:
+        raise click.BadParameter(f"expected at least one row and column, found {text!r}")
+    return rows, columns
+
+
+def pixel(text: str) -> tuple[int, int]:
+    """Row and column, such as `120,96`."""
+    row, column = _numbers(text, 2, ",", "ROW,COLUMN, such as 120,96")
+    return row, column
+
+
+def box(text: str) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right, such as `16,16,48,40`; the last two are not in the box."""
+    top, left, bottom, right = _numbers(text, 4, ",", "TOP,LEFT,BOTTOM,RIGHT, such as 16,16,48,40")
+    if top >= bottom or left >= right:
+        raise click.BadParameter(f"expected top before bottom and left before right, found {text!r}")
+    return top, left, bottom, right
+
+
+def step_range(text: str) -> int | slice:
+    """Steps by call number: `7`, or `0:9` with both ends included, each of which may be left out."""
+    first, colon, last = text.partition(":")
+    if not all(part.isdecimal() or (colon and not part) for part in ((first, last) if colon else (first,))):
+        raise click.BadParameter(f"expected steps such as 7 or 0:9 (both ends included), found {text!r}")
+    if not colon:
+        return int(first)
+    start, stop = (int(part) if part else None for part in (first, last))
+    if start is not None and stop is not None and start > stop:
+        raise click.BadParameter(f"expected the first step before the last, found {text!r}")
+    return slice(start, stop)
+
+
+def byte_size(text: str) -> int:
+    """Bytes, such as `500MB`, `2GB` or `1GiB`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if match is None:
+        raise click.BadParameter(f"expected a size such as 500MB, 2GB or 1GiB, found {text!r}")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
+
+
+def _numbers(text: str, count: int, separator: str, expected: str) -> list[int]:
+    parts = text.lower().split(separator)
+    if len(parts) != count or not all(part.strip().isdecimal() for part in parts):
+        raise click.BadParameter(f"expected {expected}, found {text!r}")
+    return [int(part) for part in parts]
+
+
+trace_argument = click.argument("trace", metavar="TRACE")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
+size_option = click.option(
+    "--size", type=size, metavar="ROWSxCOLUMNS", help="Rows and columns of the maps; by default the finest grid."
+)
+direction_option = click.option(
+    "--direction",
+    type=click.Choice(DIRECTIONS),
+    multiple=True,
+    help="r2g: over the generated picture; g2r: over the reference. All that there are by default.",
+)
+density_option = click.option(
+    "--density/--no-density", default=None, help="Relative to even attention (1), so that layers of all grids compare."
+)
+level_option = click.option(
+    "--level", type=click.Choice(LEVELS), multiple=True, default=LEVELS, help="May be repeated; all by default."
+)
+
+
+def selection_options(command: Command) -> Command:
+    """Options that select a part of a trace: read them with `select`."""
+    for option in reversed(
+        [
+            click.option("--layers", multiple=True, metavar="GLOB", help="Layers by module path; may be repeated."),
+            click.option("--heads", multiple=True, type=click.IntRange(min=0), help="Heads; may be repeated."),
+            click.option("--steps", type=step_range, metavar="FIRST:LAST", help="Steps, both ends included."),
+            click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are."),
+            click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def select(
+    path: str,
+    *,
+    layers: tuple[str, ...],
+    heads: tuple[int, ...],
+    steps: int | slice | None,
+    context: str | None,
+    branch: str | None,
+) -> Trace:
+    """Open a trace and select the part that the selection options name."""
+    from attrace.analysis import open_trace
+
+    trace = open_trace(path).sel(context=context, branch=branch)
+    return trace.sel(layer=layers or None, head=heads or None, time=steps)

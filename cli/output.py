@@ -1,0 +1,109 @@
+"""Printing: data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def say(message: str) -> None:
+    """Tell something that is no data."""
+    click.echo(message, err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document; numbers that JSON lacks (NaN, infinities) become null."""
+    click.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """Print rows in columns, the first row being the header; columns in `right` are aligned to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip())
+
+
+def bytes_text(size: float) -> str:
+    """A number of bytes in decimal units.
+
+    >>> bytes_text(999), bytes_text(1_234_567)
+    ('999 B', '1.23 MB')
+    """
+    if size < 1000:
+        return f"{size:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        size /= 1000
+        if size < 999.5 or unit == "TB":
+            break
+    return f"{size:.3g} {unit}"
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse to write over what is there, before any work is done.
+
+    Raises
+    ------
+    FileExistsError
+        If something is there and is not to be overwritten.
+    NotADirectoryError, FileNotFoundError
+        If the folder to write into is none.
+    """
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: choose another path, or pass --overwrite")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+
+
+@contextmanager
+def chunk_progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr: a function that takes how many of how many are done; None if that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        yield progress
+
+
+@contextmanager
+def dask_progress() -> Iterator[None]:
+    """Show the progress of dask on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from dask.diagnostics.progress import ProgressBar
+
+    with ProgressBar(out=sys.stderr):
+        yield
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _plain(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(member) for member in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return None
+    return value
+
+
+def print_paths(paths: Sequence[Path]) -> None:
+    """Print one path a line."""
+    for path in paths:
+        click.echo(str(path))

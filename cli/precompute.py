@@ -1,0 +1,24 @@
+"""`attrace precompute`: keep the marginals in the trace, so that every map after that is instant."""
+
+from __future__ import annotations
+
+import click
+
+from attrace.cli.options import examples, overwrite_option, trace_argument
+from attrace.cli.output import dask_progress
+
+
+@click.command(epilog=examples("attrace precompute run.zarr"))
+@trace_argument
+@overwrite_option
+def precompute(trace: str, overwrite: bool) -> None:
+    """Keep the marginals in a trace, so that maps are instant.
+
+    One pass over the data gives both directions; every level of map is a mean of them. What is there and up to date is
+    kept, unless --overwrite. Prints the path of the trace.
+    """
+    from attrace.analysis import precompute as keep_marginals
+
+    with dask_progress():
+        keep_marginals(trace, overwrite=overwrite)
+    click.echo(trace)
