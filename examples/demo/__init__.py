@@ -1,0 +1,1 @@
+"""A small reference-guided inpainting model whose true correspondence is known, trained for attrace."""

@@ -1,0 +1,69 @@
+"""Record the demo: one sample painted by the bundled model, its attention in one trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from attrace.demo.pictures import load_pictures
+from attrace.demo.pipeline import ReferenceInpaintPipeline
+from attrace.recorder import record
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""The trained pipeline, as `save_pretrained` leaves it."""
+
+
+def load_pipeline(folder: Path | None = None) -> ReferenceInpaintPipeline:
+    """Load the bundled pipeline, or one that training left in a folder, in float32."""
+    pipeline: ReferenceInpaintPipeline = ReferenceInpaintPipeline.from_pretrained(
+        folder or WEIGHTS, local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def record_demo(
+    path: Path, *, reference: Path | None = None, seed: int = 0, steps: int = 20, overwrite: bool = False
+) -> Path:
+    """Paint the reference into the bundled scene and record the run.
+
+    Parameters
+    ----------
+    path
+        Where the trace goes.
+    reference
+        A picture file to paint in place of the bundled one; its middle square is used.
+    seed
+        Of the noise.
+    steps
+        DDIM steps.
+    overwrite
+        Replace a trace that is there.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    pictures = load_pictures(reference)
+    pipeline = load_pipeline()
+    with record(
+        pipeline,
+        path,
+        reference=pictures.reference,
+        mask=pictures.mask,
+        input=pictures.scene,
+        seed=seed,
+        model_id="attrace demo",
+        overwrite=overwrite,
+    ) as recording:
+        recording.images["truth"] = pictures.truth
+        recording.images["generated"] = pipeline(
+            pictures.scene,
+            pictures.mask,
+            pictures.reference,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+    return path
