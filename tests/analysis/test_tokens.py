@@ -1,0 +1,146 @@
+"""Token maps: words found among tokens, maps of the definition, and DAAM's way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.exact import LayerMaps, level_of, no_computing, random_calls, softmax, write_calls
+from support.traces import make_trace, site_class
+
+from attrace.analysis import Trace, open_trace, token_map
+from attrace.analysis.tokens import token_places
+from attrace.schemas import InputError, KeySegment, Level, SelectionError, SiteClass
+
+CLIP = ("<|startoftext|>", "a</w>", "cor", "gi</w>", "and</w>", "a</w>", "cat</w>", "<|endoftext|>")
+T5 = ("\u2581A", "\u2581cor", "gi", "\u2581and", "\u2581a", "\u2581cat", "</s>", "<pad>")
+PLAIN = ("a", "corgi", "and", "a", "cat", ".", "", "")
+STEPS = 5
+
+
+def text_class(group: str = "text/64x8h2d8", *, tokens: tuple[str, ...] | None = CLIP, **members: Any) -> SiteClass:
+    count = members.pop("count", 8)
+    segments = (KeySegment(kind="text", count=count),)
+    return site_class(group, key_grid=None, keys=count, key_segments=segments, tokens=tokens, **members)
+
+
+CLASSES = (
+    text_class(layers=("down.0", "up.0")),
+    text_class("text/16x8h2d8", query_grid=(4, 4), layers=("mid",), encoding="scores", first_order=1),
+)
+CALLS = random_calls(CLASSES, STEPS)
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    return open_trace(write_calls(tmp_path_factory.mktemp("tokens") / "run.zarr", CLASSES, CALLS, steps=STEPS))
+
+
+def exact_layers(classes: tuple[SiteClass, ...], calls: Any, places: list[int]) -> list[LayerMaps]:
+    found = []
+    for one in classes:
+        assert one.query_grid is not None
+        for layer, site in enumerate(one.sites):
+            scores = np.stack([calls[one.group, step, layer].scores(one.scale) for step in range(STEPS)])
+            values = softmax(scores, 3)[..., places].mean(axis=3).reshape(STEPS, one.heads, *one.query_grid)
+            found.append(LayerMaps(site.path, site.order, values))
+    return found
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("tokens", "word", "places"),
+        [
+            (CLIP, "corgi", [2, 3]),
+            (CLIP, "Corgi", [2, 3]),
+            (CLIP, "a", [1, 5]),
+            (CLIP, "a cat", [5, 6]),
+            (CLIP, "<|endoftext|>", [7]),
+            (T5, "corgi", [1, 2]),
+            (T5, "corgi and a", [1, 2, 3, 4]),
+            (T5, "a", [0, 4]),
+            (PLAIN, "corgi", [1]),
+            (PLAIN, "a cat", [3, 4]),
+        ],
+    )
+    def test_found(self, tokens: tuple[str, ...], word: str, places: list[int]) -> None:
+        assert token_places(text_class(tokens=tokens), word) == places
+
+    @pytest.mark.parametrize(("tokens", "word"), [(CLIP, "cor"), (CLIP, "gi"), (CLIP, "dog"), (CLIP, " "), (T5, "gi")])
+    def test_parts_of_words_are_not_found(self, tokens: tuple[str, ...], word: str) -> None:
+        with pytest.raises(SelectionError, match=f"no word '{word}' among its tokens"):
+            token_places(text_class(tokens=tokens), word)
+
+    def test_several_words_and_places(self) -> None:
+        assert token_places(text_class(), ["cat", 0, "corgi"]) == [0, 2, 3, 6]
+
+    @pytest.mark.parametrize(("tokens", "error"), [([], InputError), (8, SelectionError), ([-1], SelectionError)])
+    def test_what_is_none(self, tokens: Any, error: type[Exception]) -> None:
+        with pytest.raises(error):
+            token_places(text_class(), tokens)
+
+    def test_tokens_that_are_not_known(self) -> None:
+        with pytest.raises(InputError, match="does not know the tokens"):
+            token_places(text_class(tokens=None), "cat")
+        assert token_places(text_class(tokens=None), 3) == [3]
+
+
+@pytest.mark.parametrize("level", ["ulam", "tlam", "hlam", "llam"])
+def test_every_level(trace: Trace, level: Level) -> None:
+    with no_computing():
+        found = token_map(trace, "corgi", level=level)
+    groups = [slice(step, step + 1) for step in range(STEPS)]
+    expected = level_of(exact_layers(CLASSES, CALLS, [2, 3]), level, (8, 8), groups)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.max())
+    assert found.attrs["tokens"] == ["corgi"]
+    assert found.attrs["level"] == level
+    assert found.attrs["long_name"] == "token attribution"
+
+
+def test_layers_and_size(trace: Trace) -> None:
+    found = token_map(trace, [6], layers="mid", size=(5, 5))
+    expected = level_of(exact_layers(CLASSES[1:], CALLS, [6]), "ulam", (5, 5))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.max())
+
+
+def test_the_text_context_is_taken_by_itself(tmp_path: Path) -> None:
+    classes = (site_class(), CLASSES[0])
+    calls = random_calls(classes, STEPS)
+    trace = open_trace(write_calls(tmp_path / "run.zarr", classes, calls, steps=STEPS))
+    expected = level_of(exact_layers(classes[1:], calls, [6]), "ulam", (8, 8))
+    np.testing.assert_allclose(token_map(trace, "cat"), expected, rtol=0, atol=1e-5 * expected.max())
+
+
+def test_no_text_context(tmp_path: Path) -> None:
+    trace = open_trace(make_trace(tmp_path / "run.zarr").path)
+    with pytest.raises(InputError, match="has no text context, it has reference"):
+        token_map(trace, "cat")
+
+
+class TestDaam:
+    CLASSES = (
+        text_class("text/64x77h2d8", tokens=None, count=77, layers=("down.0", "up.0")),
+        text_class("text/16x77h2d8", tokens=None, count=77, query_grid=(4, 4), layers=("mid",), first_order=1),
+        text_class("text/1x77h2d8", tokens=None, count=77, query_grid=(1, 1), layers=("deep",), first_order=2),
+        text_class("text/64x8h2d8", layers=("other",), first_order=3),
+    )
+
+    def test_as_the_tool_does_it(self, tmp_path: Path) -> None:
+        calls = random_calls(self.CLASSES, STEPS)
+        trace = open_trace(write_calls(tmp_path / "run.zarr", self.CLASSES, calls, steps=STEPS, image_size=(64, 64)))
+        found = token_map(trace, 5, compat="daam")
+        # neither the layer at an eighth of the 8 x 8 latent nor the one with 8 keys; the sum over the steps
+        expected = STEPS * level_of(exact_layers(self.CLASSES[:2], calls, [5]), "ulam", (8, 8))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.max())
+        assert found.attrs["layers"] == 3
+        assert found.attrs["compat"] == "daam"
+        fine = {"layers": ["down.0", "up.0"], "compat": "daam"}  # not resized, so that sums of groups add up
+        groups = token_map(trace, 5, level="tlam", group_size=2, **fine)  # type: ignore[arg-type]
+        whole = token_map(trace, 5, **fine)  # type: ignore[arg-type]
+        np.testing.assert_allclose(groups.sum("time_group"), whole, rtol=1e-5)
+
+    def test_no_layer_that_it_takes(self, trace: Trace) -> None:
+        with pytest.raises(InputError, match="no selected layer has 77 keys"):
+            token_map(trace, "cat", compat="daam")

@@ -1,0 +1,74 @@
+"""`attrace demo` leaves a trace, its pictures and its scores, with a made trace in place of the bundled model's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from support.commands import box_mask, examples_of, noise_picture
+from support.traces import make_trace
+
+import attrace.demo.run
+from attrace.analysis import open_trace
+from attrace.cli import main
+
+from .conftest import Run
+
+
+def succeeded(result: Result) -> str:
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+@pytest.fixture
+def _small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A made trace in place of the bundled model, which is slow and has tests of its own."""
+
+    def made(path: Path, *, reference: Path | None, seed: int, steps: int, overwrite: bool) -> Path:
+        assert reference is None or reference.name == "photo.png"
+        random = np.random.default_rng(seed)
+        images: dict[str, Any] = {
+            name: random.integers(0, 256, (64, 64, 3), dtype=np.uint8) for name in ("generated", "reference")
+        }
+        if overwrite and path.exists():
+            shutil.rmtree(path)
+        return make_trace(path, steps=steps, images=images | {"mask": np.asarray(box_mask(64))}).path
+
+    monkeypatch.setattr(attrace.demo.run, "record_demo", made)
+
+
+@pytest.mark.usefixtures("_small_demo")
+def test_demo_leaves_a_trace_pictures_and_scores(run: Run) -> None:
+    result = run("demo", "-o", "out", "--steps", 5)
+    printed = succeeded(result)
+    names = [f"{level}_{direction}" for direction in ("r2g", "g2r") for level in ("ulam", "tlam", "hlam", "llam")]
+    files = ["demo.zarr", "generated.png", *(f"{name}.png" for name in [*names, "sram_r2g", "sram_g2r"])]
+    assert printed.splitlines()[: len(files)] == [f"out/{name}" for name in files]
+    assert "IMACS" in printed
+    assert sorted(path.name for path in Path("out").iterdir()) == sorted(files)
+    assert open_trace("out/demo.zarr").steps == 5
+    assert "recording" in result.stderr
+
+
+@pytest.mark.usefixtures("_small_demo")
+def test_demo_overwrites_only_when_told(run: Run) -> None:
+    Path("out/demo.zarr").mkdir(parents=True)
+    refused = run("demo", "-o", "out", "--steps", 2)
+    assert refused.exit_code == 1
+    assert "--overwrite" in refused.stderr
+    told = json.loads(succeeded(run("demo", "-o", "out", "--steps", 3, "--overwrite", "--json")))
+    assert len(told["files"]) == 12
+    assert set(told["scores"]) == {"ulam_r2g"}
+    assert open_trace("out/demo.zarr").steps == 3
+
+
+@pytest.mark.parametrize("example", examples_of(main.commands["demo"]), ids=" ".join)
+@pytest.mark.usefixtures("_small_demo")
+def test_every_example_works(example: list[str], run: Run) -> None:
+    noise_picture().save("photo.png")
+    succeeded(run(*example))

@@ -1,0 +1,245 @@
+"""`attrace record` loads a pipeline, runs it and records it; what does not fit is refused in one line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from click.testing import Result
+from support.commands import examples_of
+from support.models import box_mask, demo, paint_by_example, picture, stable_diffusion
+
+from attrace.analysis import open_trace
+from attrace.cli import main
+
+from .conftest import Run
+
+PAINT = (
+    *("record", "--pipeline", "pipeline", "--class", "attrace.demo.pipeline:ReferenceInpaintPipeline"),
+    *("--steps", "2", "-o", "run.zarr"),
+    *("--input", "image=@scene.png", "--input", "mask_image=@mask.png", "--input", "reference_image=@shoe.png"),
+)
+
+
+@pytest.fixture(scope="session")
+def saved_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "pipeline"
+    demo().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def workplace(saved_pipeline: Path, tmp_path: Path) -> Path:
+    """A folder with a pipeline and pictures."""
+    (tmp_path / "pipeline").symlink_to(saved_pipeline)
+    picture(seed=0).save(tmp_path / "scene.png")
+    picture(seed=1).save(tmp_path / "shoe.png")
+    box_mask().save(tmp_path / "mask.png")
+    return tmp_path
+
+
+def failed(result: Result, code: int = 2) -> str:
+    assert result.exit_code == code, (result.output, result.exception)
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    return result.stderr
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_run_is_recorded_with_its_pictures(run: Run) -> None:
+    result = run(
+        *PAINT,
+        *("--seed", "3", "--reference", "reference_image", "--mask", "mask_image", "--scene", "image"),
+        *("--save-image", "run.png"),
+    )
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert result.stdout == "run.zarr\n"
+    assert "2 steps of" in result.stderr
+    trace = open_trace("run.zarr")
+    assert (trace.status, trace.steps, trace.context) == ("complete", 2, "reference")
+    assert (trace.manifest.seed, trace.manifest.pipeline.model_id) == (3, "pipeline")  # type: ignore[union-attr]
+    assert set(trace.images) == {"generated", "input", "mask", "reference"}
+    assert np.array_equal(trace.images["reference"], np.asarray(picture(seed=1)))
+    with PIL.Image.open("run.png") as saved:
+        assert np.array_equal(np.asarray(saved), trace.images["generated"])
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_seed_decides_the_picture(run: Run) -> None:
+    generated = []
+    for seed in (0, 0, 1):
+        assert run(*PAINT, "--seed", seed, "--overwrite").exit_code == 0
+        generated.append(open_trace("run.zarr").images["generated"].values)
+    assert np.array_equal(generated[0], generated[1])
+    assert not np.array_equal(generated[0], generated[2])
+
+
+@pytest.mark.usefixtures("workplace")
+def test_what_is_recorded_can_be_chosen(run: Run) -> None:
+    result = run(
+        *PAINT,
+        *(
+            "--layers",
+            "up_blocks.1.*",
+            "--encoding",
+            "scores",
+            "--input",
+            "guidance_scale=3.0",
+            "--branch",
+            "both",
+            "--no-prompts",
+        ),
+        *("--dtype", "bfloat16"),
+    )
+    assert result.exit_code == 0, (result.output, result.exception)
+    trace = open_trace("run.zarr")
+    assert trace.branches == ("conditional", "unconditional")
+    assert all(layer.startswith("up_blocks.1.") for layer in trace.layers)
+    assert {one.encoding for one in trace.manifest.classes} == {"scores"}
+    assert trace.manifest.model_dtype == "bfloat16"
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_text_pipeline_records_its_tokens(run: Run, tmp_path: Path) -> None:
+    stable_diffusion().save_pretrained(tmp_path / "text")
+    result = run(
+        "record",
+        "--pipeline",
+        "text",
+        "--input",
+        "prompt=a red cat",
+        "--steps",
+        2,
+        "-o",
+        "run.zarr",
+        "--class",
+        "StableDiffusionPipeline",
+        "--input",
+        "height=16",
+        "--input",
+        "width=16",
+    )
+    assert result.exit_code == 0, (result.output, result.exception)
+    trace = open_trace("run.zarr")
+    assert trace.context == "text"
+    assert trace.manifest.classes[0].tokens is not None
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--input", "strength=1"), "takes no argument 'strength'"),
+        (("--input", "guidance_scal=1"), "did you mean guidance_scale?"),
+        (("--input", "image=@scene.png"), "image is given twice"),
+        (("--input", "=3"), "expected NAME=VALUE"),
+        (("--input", "prompt"), "expected NAME=VALUE"),
+        (("--input", "extra=@none.png"), "there is no file none.png"),
+        (("--input", "extra=@pipeline/model_index.json"), "is no picture"),
+        (("--input", "extra=@pipeline"), "cannot be read"),
+        (("--mask", "none.png"), "there is no file none.png"),
+        (("--class", "StableDifusionPipeline"), "did you mean StableDiffusionPipeline"),
+        (("--class", "attrace.nowhere:Class"), "package.module:Class"),
+        (("--class", "pathlib:Path"), "expected a pipeline with from_pretrained"),
+        (("--device", "abacus"), "expected a device of torch"),
+        (("--layers", "mid.none"), "mid.none"),
+        (("--limit", "many"), "500MB"),
+        (("--key-grid", "16"), "ROWSxCOLUMNS"),
+    ],
+)
+@pytest.mark.usefixtures("workplace")
+def test_what_does_not_fit_is_refused(run: Run, extra: tuple[str, ...], message: str) -> None:
+    assert message in failed(run(*PAINT, *extra))
+    assert not Path("run.zarr").exists()
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_missing_argument_is_named(run: Run) -> None:
+    error = failed(run(*PAINT[:9], "--input", "image=@scene.png"))
+    assert "needs mask_image, reference_image" in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.usefixtures("workplace")
+def test_cuda_that_is_not_there(run: Run) -> None:
+    assert "sees no CUDA device" in failed(run(*PAINT, "--device", "cuda"))
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_pipeline_of_another_library_needs_its_class(run: Run) -> None:
+    assert "name its class" in failed(run("record", "--pipeline", "pipeline", "-o", "run.zarr"))
+
+
+def test_a_pipeline_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    error = failed(run("record", "--pipeline", "owner/none", "--local-files-only", "-o", "run.zarr"))
+    assert "cannot load a pipeline from 'owner/none'" in error
+    (tmp_path / "empty").mkdir()
+    error = failed(run("record", "--pipeline", "empty", "-o", "run.zarr"))
+    assert "without model_index.json" in error
+
+
+@pytest.mark.usefixtures("workplace")
+def test_what_is_there_is_kept_and_seen_before_anything_is_loaded(run: Run) -> None:
+    Path("run.zarr").mkdir()
+    assert "--overwrite" in failed(run("record", "--pipeline", "owner/none", "-o", "run.zarr"), 1)
+    Path("run.png").write_text("precious")
+    arguments = ("record", "--pipeline", "owner/none", "-o", "new.zarr", "--save-image", "run.png")
+    assert "--overwrite" in failed(run(*arguments), 1)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_recording_above_the_limit_fails(run: Run) -> None:
+    result = run(*PAINT, "--limit", "1kB")
+    assert result.exit_code == 1
+    assert "Error:" in result.stderr
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_run_that_is_stopped_leaves_its_finished_steps(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def stop_in_the_third(_: object, sample: torch.Tensor, *__: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return sample
+
+    monkeypatch.setattr("diffusers.DDIMScheduler.scale_model_input", stop_in_the_third)
+    result = run(*PAINT, "--steps", "5")
+    assert result.exit_code == 1
+    assert "Aborted!" in result.stderr
+    trace = open_trace("run.zarr")
+    assert (trace.status, trace.steps) == ("interrupted", 2)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_values_that_the_pipeline_refuses(run: Run) -> None:
+    error = failed(run(*PAINT[:-2], "--input", "reference_image=3"))
+    assert "ReferenceInpaintPipeline does not work with these arguments" in error
+
+
+@pytest.mark.parametrize("example", examples_of(main.commands["record"]), ids=" ".join)
+@pytest.mark.usefixtures("workplace")
+def test_every_example_works(example: list[str], run: Run, tmp_path: Path) -> None:
+    (tmp_path / "pipeline").unlink()
+    stable_diffusion().save_pretrained(tmp_path / "pipeline")
+    paint_by_example().save_pretrained(tmp_path / "owner/name")
+    index = tmp_path / "owner/name/model_index.json"
+    # as the published model names it
+    index.write_text(index.read_text().replace('"diffusers",\n    "PaintBy', '"paint_by_example",\n    "PaintBy'))
+    as_tested = {"cuda": "cpu", "float16": "float32", "50": "2", "20": "2"}
+    result = run(*(as_tested.get(argument, argument) for argument in example))
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert open_trace("run.zarr").steps == 2
+
+
+def test_recording_without_torch_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("attrace.recorder.pipelines")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    error = failed(run("record", "--pipeline", "owner/none", "-o", "run.zarr"), 1)
+    assert 'pip install "attrace[record]"' in error

@@ -1,0 +1,167 @@
+"""Commands that choose patches, score maps and keep marginals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from click.testing import Result
+from support.commands import box_mask
+from support.traces import make_trace
+
+from attrace.analysis import imacs, open_trace, sram, ulam
+from attrace.analysis.verify import verify
+
+from .conftest import Run
+
+
+def succeeded(result: Result) -> str:
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+def failed(result: Result, code: int) -> str:
+    assert result.exit_code == code, (result.output, result.exception)
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    return result.stderr
+
+
+@pytest.mark.usefixtures("trace")
+def test_sram_lists_the_strongest_patches(run: Run) -> None:
+    told = json.loads(succeeded(run("sram", "run.zarr", "--at", "9,30", "--top", 3, "--json")))
+    heat = sram(open_trace("run.zarr"), (9, 30)).compute()
+    strongest = np.argsort(-heat.values, axis=None)[:3]
+    assert [patch["row"] * 4 + patch["column"] for patch in told["patches"]] == strongest.tolist()
+    first = told["patches"][0]
+    assert first["weight"] == pytest.approx(float(heat.max()))
+    assert first["share"] == pytest.approx(float(heat.max() / heat.sum()))
+    # 4 x 4 cells over a reference of 32 x 32 pixels
+    assert first["pixel"] == [first["row"] * 8 + 4, first["column"] * 8 + 4]
+    assert told["grid"] == [4, 4]
+    table = succeeded(run("sram", "run.zarr", "--at", "9,30", "--top", 3)).splitlines()
+    assert table[0].split() == ["row", "column", "pixel", "weight", "share"]
+    assert table[1].split()[:2] == [str(first["row"]), str(first["column"])]
+
+
+@pytest.mark.usefixtures("trace")
+def test_sram_counts_pixels_of_the_other_picture(run: Run) -> None:
+    told = json.loads(succeeded(run("sram", "run.zarr", "--at", "3,3", "--direction", "r2g", "--json")))
+    first = told["patches"][0]
+    assert told["grid"] == [8, 8]
+    assert first["pixel"] == [first["row"] * 4 + 2, first["column"] * 4 + 2]
+
+
+@pytest.mark.usefixtures("trace")
+def test_sram_takes_a_box_and_a_mask(run: Run) -> None:
+    box_mask().save("chosen.png")
+    by_mask = succeeded(run("sram", "run.zarr", "--mask", "chosen.png", "--json"))
+    by_box = succeeded(run("sram", "run.zarr", "--box", "8,8,16,16", "--json"))
+    assert json.loads(by_mask)["patches"] == json.loads(by_box)["patches"]
+
+
+@pytest.mark.usefixtures("trace")
+def test_sram_writes_a_picture_and_data(run: Run) -> None:
+    succeeded(run("sram", "run.zarr", "--at", "9,30", "-o", "sram.png"))
+    with PIL.Image.open("sram.png") as drawn:
+        assert drawn.width > 500
+    succeeded(run("sram", "run.zarr", "--at", "9,30", "-o", "sram.npz"))
+    with np.load("sram.npz", allow_pickle=False) as stored:
+        assert np.array_equal(stored["sram_g2r"], sram(open_trace("run.zarr"), (9, 30)).values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "exactly one of"),
+        (("--at", "1,1", "--box", "1,1,2,2"), 2, "exactly one of"),
+        (("--at", "40,1"), 2, "lies outside the picture"),
+        (("--at", "1"), 2, "ROW,COLUMN"),
+        (("--mask", "none.png"), 2, "there is no file"),
+        (("--mask", "black.png"), 2, "selects nothing"),
+        (("--at", "1,1", "-o", "sram.csv"), 2, "expected a name that ends in"),
+        (("--at", "1,1", "-o", "black.png"), 1, "--overwrite"),
+        (("--at", "1,1", "--context", "text"), 2, "no grid"),
+    ],
+)
+@pytest.mark.usefixtures("trace")
+def test_sram_refuses(run: Run, arguments: tuple[str, ...], code: int, message: str) -> None:
+    PIL.Image.new("L", (8, 8)).save("black.png")
+    assert message in failed(run("sram", "run.zarr", *arguments), code)
+
+
+@pytest.mark.usefixtures("trace")
+def test_score_measures_the_unified_map_with_the_mask_of_the_trace(run: Run) -> None:
+    told = json.loads(succeeded(run("score", "run.zarr", "--json")))
+    assert list(told) == ["ulam_r2g"]
+    trace = open_trace("run.zarr")
+    mask = trace.images["mask"].values > 127
+    heat = ulam(trace, size=(64, 64)).compute()
+    card = told["ulam_r2g"]
+    assert card["imacs"] == pytest.approx(float(imacs(heat, mask)))
+    assert card["imacs_i2am"] == pytest.approx(float(imacs(heat, mask, compat="i2am")))
+    assert card["area"] == pytest.approx(mask.mean())
+    assert card["mask_box"] == [8, 4, 24, 20]
+    inside = heat.values[np.kron(mask, np.ones((2, 2), bool))].sum() / heat.values.sum()
+    assert card["inside"] == pytest.approx(inside)
+
+
+@pytest.mark.usefixtures("trace")
+def test_score_prints_a_table(run: Run) -> None:
+    box_mask().save("mask.png")
+    table = succeeded(run("score", "run.zarr", "--reference-mask", "mask.png", "--compat", "i2am")).splitlines()
+    assert table[0].split()[:4] == ["map", "IMACS", "IMACS", "(i2am)"]
+    assert [line.split()[0] for line in table[1:]] == ["ulam_r2g", "ulam_g2r"]
+    assert "(i2am)" not in succeeded(run("score", "run.zarr"))
+
+
+def test_score_without_a_mask(run: Run, tmp_path: Path) -> None:
+    make_trace(tmp_path / "bare.zarr")
+    assert "holds no mask" in failed(run("score", "bare.zarr"), 2)
+    box_mask().save(tmp_path / "mask.png")
+    assert "ulam_r2g" in succeeded(run("score", "bare.zarr", "--mask", "mask.png"))
+    assert "ulam_g2r" in succeeded(run("score", "bare.zarr", "--reference-mask", "mask.png"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "colour", "message"),
+    [
+        ((32, 16), 255, "expected the proportions"),
+        ((32, 32), 0, "selects nothing"),
+        ((32, 32), 255, "covers the whole"),
+    ],
+)
+@pytest.mark.usefixtures("trace")
+def test_score_with_a_mask_that_does_not_fit(run: Run, shape: tuple[int, int], colour: int, message: str) -> None:
+    PIL.Image.new("L", shape, colour).save("mask.png")
+    assert message in failed(run("score", "run.zarr", "--mask", "mask.png"), 2)
+
+
+@pytest.mark.usefixtures("trace")
+def test_a_mask_of_another_resolution_fits(run: Run) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 8:40] = 255
+    PIL.Image.fromarray(mask).save("mask.png")
+    fine = json.loads(succeeded(run("score", "run.zarr", "--mask", "mask.png", "--json")))["ulam_r2g"]
+    stored = json.loads(succeeded(run("score", "run.zarr", "--json")))["ulam_r2g"]
+    assert fine["imacs"] == pytest.approx(stored["imacs"])
+
+
+def test_precompute_keeps_marginals_and_changes_no_map(run: Run, trace: Path) -> None:
+    assert not (trace / "reference/64x16h2d8/derived").exists()
+    before = ulam(open_trace(trace), direction="g2r").compute()
+    result = run("precompute", "run.zarr")
+    assert succeeded(result) == "run.zarr\n"
+    assert result.stderr == ""
+    assert np.allclose(before.values, ulam(open_trace(trace), direction="g2r").values, rtol=1e-6)
+    assert (trace / "reference/64x16h2d8/derived/g2r").is_dir()
+    assert verify(trace).findings == ()
+
+
+def test_precompute_of_what_cannot_be_written(run: Run, trace: Path) -> None:
+    shutil.make_archive(str(trace.with_suffix("")), "zip", trace)
+    assert "zip" in failed(run("precompute", "run.zip"), 2)

@@ -1,0 +1,121 @@
+"""Imports point one way, heavy libraries stay where they belong, and everything imported is declared."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
+
+MAY_IMPORT = {
+    "attrace.schemas": {"attrace.schemas"},
+    "attrace.analysis": {"attrace.analysis", "attrace.schemas"},
+    "attrace.recorder": {"attrace.recorder", "attrace.schemas"},
+    "attrace.demo": {"attrace.demo", "attrace.recorder", "attrace.analysis", "attrace.schemas"},
+    "attrace.cli": {"attrace.cli", "attrace.demo", "attrace.recorder", "attrace.analysis", "attrace.schemas"},
+}
+
+ONLY_IN = {
+    "torch": {"attrace.recorder", "attrace.demo"},
+    "diffusers": {"attrace.recorder", "attrace.demo"},
+    "transformers": {"attrace.recorder", "attrace.demo"},
+    "click": {"attrace.cli", "attrace.demo"},
+}
+
+DISTRIBUTIONS = {
+    "google_crc32c": "google-crc32c",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "pydantic_core": "pydantic",
+}
+"""What installs a module, where the names differ."""
+
+
+def _imports(folder: str) -> Iterator[tuple[str, str]]:
+    """File and dotted name of every import below a folder, wherever in the file it stands."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                # `from attrace import demo` names the package in its alias
+                names = ["." * node.level + (node.module or "")]
+                names = [f"attrace.{alias.name}" for alias in node.names] if names == ["attrace"] else names
+            else:
+                continue
+            yield from ((str(path.relative_to(ROOT)), name) for name in names)
+
+
+def _package(name: str) -> str:
+    return ".".join(name.split(".")[:2])
+
+
+def test_every_package_has_its_rule() -> None:
+    assert FOLDERS.keys() == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_point_one_way(package: str) -> None:
+    ours = [(file, name) for file, name in _imports(FOLDERS[package]) if name.partition(".")[0] == "attrace"]
+    assert [found for found in ours if _package(found[1]) not in MAY_IMPORT[package]] == []
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_heavy_libraries_stay_where_they_belong(package: str) -> None:
+    astray = [
+        (file, name)
+        for file, name in _imports(FOLDERS[package])
+        if package not in ONLY_IN.get(name.partition(".")[0], {package})
+    ]
+    assert astray == []
+
+
+def test_the_store_writer_needs_no_torch() -> None:
+    by_file: dict[str, set[str]] = {}
+    for file, name in _imports("recorder"):
+        by_file.setdefault(file, set()).add(name)
+    needed, reached = ["recorder/store.py"], set[str]()
+    while needed:
+        file = needed.pop()
+        assert {name.partition(".")[0] for name in by_file[file]} & ONLY_IN.keys() == set(), file
+        reached.add(file)
+        ours = {f"recorder/{name.split('.')[2]}.py" for name in by_file[file] if name.startswith("attrace.recorder.")}
+        needed += ours - reached
+
+
+def _requirements(*extras: str) -> set[str]:
+    """Names of the distributions that installing with some extras brings, as far as we ask for them ourselves."""
+    listed: list[str] = list(PROJECT["project"]["dependencies"])
+    for extra in extras:
+        listed += PROJECT["project"]["optional-dependencies"][extra]
+    return {re.split(r"[\[<>=~! ]", requirement)[0] for requirement in listed}
+
+
+@pytest.mark.parametrize(
+    ("package", "declared"),
+    [
+        ("attrace.schemas", {"numpy", "pydantic"}),
+        ("attrace.analysis", _requirements("cluster")),
+        ("attrace.cli", _requirements()),
+        ("attrace.recorder", _requirements("record")),
+        ("attrace.demo", _requirements("record", "train")),
+    ],
+)
+def test_everything_imported_is_declared(package: str, declared: set[str]) -> None:
+    roots = {(file, name.partition(".")[0]) for file, name in _imports(FOLDERS[package])}
+    undeclared = [
+        (file, root)
+        for file, root in sorted(roots)
+        if root not in sys.stdlib_module_names
+        and root not in ("attrace", "")
+        and DISTRIBUTIONS.get(root, root) not in declared
+    ]
+    assert undeclared == []

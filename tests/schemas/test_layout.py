@@ -1,0 +1,112 @@
+"""The arrays of a trace: names, dims, shapes, chunks, data types, fill values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from support.manifests import small_manifest
+
+from attrace.schemas import (
+    ArraySpec,
+    SiteClass,
+    class_arrays,
+    class_group,
+    derived_arrays,
+    image_array,
+    parse_manifest,
+    root_arrays,
+)
+
+
+def _site_class(**members: object) -> SiteClass:
+    stored = small_manifest()
+    stored["classes"][0] |= members
+    return parse_manifest(stored, where="made").classes[0]
+
+
+def _shapes(arrays: tuple[ArraySpec, ...]) -> dict[str, dict[str, int]]:
+    return {array.name: dict(zip(array.dims, array.shape, strict=True)) for array in arrays}
+
+
+def test_root_arrays() -> None:
+    assert [(array.name, array.dtype) for array in root_arrays(5)] == [
+        ("time", "int32"),
+        ("timestep", "float32"),
+        ("step_done", "uint8"),
+    ]
+    assert all((array.dims, array.shape, array.chunks) == (("time",), (5,), (1024,)) for array in root_arrays(5))
+
+
+def test_factors_hold_queries_keys_and_where_the_keys_are() -> None:
+    assert _shapes(class_arrays(_site_class(has_bias=True, has_lse=True), steps=5)) == {
+        "query": {"time": 5, "layer": 2, "head": 2, "query": 16, "feature": 8},
+        "key": {"time": 5, "layer": 2, "head": 2, "key": 3, "feature": 8},
+        "key_step": {"time": 5, "layer": 2},
+        "bias": {"time": 5, "layer": 2, "key": 3},
+        "lse": {"time": 5, "layer": 2, "head": 2, "query": 16},
+        "head": {"head": 2},
+        "query_row": {"query": 16},
+        "query_column": {"query": 16},
+    }
+
+
+def test_scores_hold_scores_alone() -> None:
+    arrays = class_arrays(_site_class(encoding="scores", query_grid=None), steps=5)
+    assert _shapes(arrays) == {
+        "scores": {"time": 5, "layer": 2, "head": 2, "query": 16, "key": 3},
+        "head": {"head": 2},
+    }
+
+
+def test_keys_on_a_grid_have_rows_and_columns() -> None:
+    segments = [{"kind": "cls", "count": 1}, {"kind": "patch", "count": 2, "grid": [1, 2]}]
+    shapes = _shapes(class_arrays(_site_class(key_segments=segments), steps=5))
+    assert shapes["key_row"] == shapes["key_column"] == {"key": 3}
+
+
+@pytest.mark.parametrize("encoding", ["scores", "factors"])
+def test_a_chunk_of_data_is_one_step_of_one_layer(encoding: str) -> None:
+    site_class = _site_class(encoding=encoding, has_lse=True, has_bias=encoding == "factors")
+    data = [array for array in class_arrays(site_class, steps=5) if array.dims[0] == "time"]
+    for array in data:
+        expected = (1024, 2) if array.name == "key_step" else (1, 1, *array.shape[2:])
+        assert array.chunks == expected, array.name
+
+
+def test_stored_values_have_the_type_of_the_class_and_helpers_their_own() -> None:
+    arrays = class_arrays(_site_class(has_bias=True, has_lse=True), steps=1)
+    by_type = {dtype: {array.name for array in arrays if array.dtype == dtype} for dtype in ("float16", "float32")}
+    assert by_type == {"float16": {"query", "key"}, "float32": {"bias", "lse"}}
+
+
+def test_what_was_never_written_is_told_from_any_value() -> None:
+    for array in (*root_arrays(1), *class_arrays(_site_class(has_bias=True, has_lse=True), steps=1)):
+        expected = {"float16": math.nan, "float32": math.nan, "int32": -1, "uint8": 0}[array.dtype]
+        assert array.fill == expected or (math.isnan(array.fill) and math.isnan(expected)), array.name
+
+
+def test_marginals_keep_both_directions_in_bounded_chunks() -> None:
+    arrays = derived_arrays(_site_class(), steps=1000)
+    assert _shapes(arrays) == {
+        "r2g": {"time": 1000, "layer": 2, "head": 2, "query": 16},
+        "g2r": {"time": 1000, "layer": 2, "head": 2, "key": 3},
+    }
+    assert [array.chunks for array in arrays] == [(64, 1, 2, 16), (64, 1, 2, 3)]
+
+
+@pytest.mark.parametrize(("shape", "dims"), [((4, 5), ("row", "column")), ((4, 5, 3), ("row", "column", "channel"))])
+def test_a_picture_is_one_chunk(shape: tuple[int, ...], dims: tuple[str, ...]) -> None:
+    assert image_array("mask", shape) == ArraySpec("mask", dims, shape, shape, "uint8", 0)
+
+
+@pytest.mark.parametrize(
+    ("members", "group"),
+    [
+        ({}, "text/16x3h2d8"),
+        ({"branch": "unconditional"}, "text.unconditional/16x3h2d8"),
+        ({"context": "image-prompt"}, "image-prompt/16x3h2d8"),
+    ],
+)
+def test_usual_group(members: dict[str, str], group: str) -> None:
+    assert class_group(_site_class(**members)) == group
