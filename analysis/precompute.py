@@ -14,6 +14,7 @@ import zarr.storage
 
 from attrace.analysis.derived import open_derived
 from attrace.analysis.marginals import all_marginals
+from attrace.analysis.source import require_scores
 from attrace.analysis.store import reopen
 from attrace.analysis.trace import Trace, open_trace, trace_of
 from attrace.schemas import ArraySpec, InputError, SiteClass, derived_arrays
@@ -41,7 +42,7 @@ def precompute(trace: Trace | str | Path, *, overwrite: bool = False) -> Trace:
     Raises
     ------
     InputError
-        If the store cannot be written: a `.zip`, say.
+        If the store cannot be written: a `.zip`, say; or if the trace is a copy without scores.
 
     Notes
     -----
@@ -56,6 +57,7 @@ def precompute(trace: Trace | str | Path, *, overwrite: bool = False) -> Trace:
     ]
     if not wanted or whole.steps == 0:
         return whole
+    require_scores(whole.stored)
     root = _writable_root(whole)
     consolidated = whole.stored.root.metadata.consolidated_metadata is not None
     _withdraw(root, wanted, consolidated)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attrace.analysis.store import StoredArray, StoredTrace
-from attrace.schemas import SiteClass
+from attrace.schemas import InputError, SiteClass
 from attrace.schemas.layout import KEY_STEP
 
 
@@ -52,7 +52,14 @@ class ClassSource:
 
     @classmethod
     def of(cls, stored: StoredTrace, site_class: SiteClass) -> ClassSource:
-        """The arrays of a class, of which no data is read."""
+        """The arrays of a class, of which no data is read.
+
+        Raises
+        ------
+        InputError
+            If the trace is a copy without scores.
+        """
+        require_scores(stored)
         names = ["scores"] if site_class.encoding == "scores" else ["query", "key", KEY_STEP]
         if site_class.has_bias and site_class.encoding == "factors":
             names.append("bias")
@@ -103,6 +110,21 @@ class ClassSource:
 
     def _optional(self, name: str, step: int, layer: int) -> NDArray[np.float32] | None:
         return self.arrays[name][step, layer] if name in self.arrays else None
+
+
+def require_scores(stored: StoredTrace) -> None:
+    """Refuse a copy that holds the marginals alone.
+
+    Raises
+    ------
+    InputError
+        If the trace is one.
+    """
+    if not stored.manifest.has_scores:
+        raise InputError(
+            f"trace {stored.path} was packed with its derived maps only, and this needs its scores: draw maps of all "
+            "queries and the default keys, or ask for the whole trace"
+        )
 
 
 def _is_gap(values: NDArray[Any]) -> bool:

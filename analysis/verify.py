@@ -213,9 +213,9 @@ def _expected_arrays(root: zarr.Group, manifest: Manifest, steps: int) -> Iterat
         if spec.name != STEP_DONE:
             yield spec.name, spec
     for site_class in manifest.classes:
-        for spec in class_arrays(site_class, steps):
+        for spec in class_arrays(site_class, steps, data=manifest.has_scores):
             yield f"{site_class.group}/{spec.name}", spec
-        if _covered_by_cache(root, site_class) is not None:
+        if not manifest.has_scores or _covered_by_cache(root, site_class) is not None:
             for spec in derived_arrays(site_class, steps):
                 yield f"{site_class.group}/{DERIVED}/{spec.name}", spec
 

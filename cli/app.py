@@ -12,6 +12,7 @@ from attrace.cli.errors import as_failure
 from attrace.cli.info import info
 from attrace.cli.maps import maps
 from attrace.cli.options import examples
+from attrace.cli.pack import pack, unpack
 from attrace.cli.plot import plot
 from attrace.cli.precompute import precompute
 from attrace.cli.record import record
@@ -51,5 +52,5 @@ def main(debug: bool) -> None:
     """
 
 
-for _command in (demo, record, info, verify, maps, sram, plot, score, precompute):
+for _command in (demo, record, info, verify, maps, sram, plot, score, precompute, pack, unpack):
     main.add_command(_command)

@@ -12,7 +12,7 @@ from attrace.cli.sizes import stored_sizes
 
 if TYPE_CHECKING:
     from attrace.analysis import Trace
-    from attrace.schemas import ModelIdentity, SiteClass
+    from attrace.schemas import ModelIdentity, Omitted, SiteClass
 
 
 @click.command(
@@ -71,10 +71,21 @@ def _print_facts(trace: Trace, sizes: dict[str, int] | None) -> None:
         "computed": f"{manifest.model_dtype} on {manifest.device}",
         "sample": f"{manifest.sample} of {manifest.samples}" if manifest.samples > 1 else "",
         "images": ", ".join(images) or "none",
+        "left out": _left_out(manifest.omitted),
+        "licence": manifest.licence or "",
+        "citation": " ".join((manifest.citation or "").split()),
     }
     for name, value in facts.items():
         if value:
             click.echo(f"{name:<10} {value}")
+
+
+def _left_out(omitted: Omitted | None) -> str:
+    if omitted is None:
+        return ""
+    counts = {"layers": omitted.layers, "steps": omitted.steps}
+    parts = [*omitted.parts, *(f"{count} {what}" for what, count in counts.items() if count)]
+    return f"{', '.join(parts)}, of trace {omitted.source}"
 
 
 def _identity(model: ModelIdentity | None) -> str:

@@ -60,6 +60,14 @@ def step_range(text: str) -> int | slice:
     return slice(start, stop)
 
 
+def comma_list(text: str) -> tuple[str, ...]:
+    """Words, such as `images,prompts`."""
+    words = tuple(part.strip() for part in text.split(","))
+    if not all(words):
+        raise click.BadParameter(f"expected words with commas between, found {text!r}")
+    return words
+
+
 def byte_size(text: str) -> int:
     """Bytes, such as `500MB`, `2GB` or `1GiB`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())

@@ -19,6 +19,7 @@ from attrace.schemas.manifest import (
     KeySegment,
     Manifest,
     ModelIdentity,
+    Omitted,
     Site,
     SiteClass,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Level",
     "Manifest",
     "ModelIdentity",
+    "Omitted",
     "SelectionError",
     "Site",
     "SiteClass",

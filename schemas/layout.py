@@ -81,13 +81,15 @@ def root_arrays(steps: int) -> tuple[ArraySpec, ...]:
     )
 
 
-def class_arrays(site_class: SiteClass, steps: int) -> tuple[ArraySpec, ...]:
+def class_arrays(site_class: SiteClass, steps: int, *, data: bool = True) -> tuple[ArraySpec, ...]:
     """Arrays of a class group for a trace of `steps` steps: the data, then the coordinates.
+
+    `data=False` leaves out the data: a copy may hold the marginals alone.
 
     Data chunks hold one (step, layer): all heads. `key_step` says in which step the key of a (step, layer) is stored:
     a key that did not change is not stored again.
     """
-    return (*_data_arrays(site_class, steps), *_coordinate_arrays(site_class))
+    return (*(_data_arrays(site_class, steps) if data else ()), *_coordinate_arrays(site_class))
 
 
 def derived_arrays(site_class: SiteClass, steps: int) -> tuple[ArraySpec, ...]:

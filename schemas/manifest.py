@@ -44,6 +44,8 @@ Grid = tuple[Length, Length]
 """Rows and columns."""
 Label = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 """A line of printable text."""
+Text = Annotated[str, Field(min_length=1, max_length=20_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
+"""Lines of printable text."""
 BranchName = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """A name that can be part of a path."""
 GroupPath = Annotated[
@@ -190,6 +192,19 @@ class Guidance(_Model):
     """Guidance scale, where the call told it."""
 
 
+class Omitted(_Model):
+    """What a copy lacks of the trace that it was made from."""
+
+    source: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    """The `id` of that trace."""
+    parts: tuple[Label, ...] = ()
+    """Parts left out: `images`, `prompts` (and token texts), `arguments`, `scores` (then only `derived` is there)."""
+    layers: Index = 0
+    """Sites left out."""
+    steps: Index = 0
+    """Finished steps left out."""
+
+
 class Manifest(_Model):
     """Everything about a trace that is not an array."""
 
@@ -233,6 +248,12 @@ class Manifest(_Model):
     """Versions of what ran."""
     capture: JsonObject = Field(default_factory=dict)
     """How attention was captured: method, profile, warnings about labels that are guesses."""
+    licence: Label | None = None
+    """Terms under which the trace may be used: an SPDX expression such as `CC-BY-4.0`, or a line of text."""
+    citation: Text | None = None
+    """How to cite the trace: text, or a BibTeX or CFF block."""
+    omitted: Omitted | None = None
+    """What was left out, in a copy that is not whole."""
     classes: tuple[SiteClass, ...] = ()
     """The site classes; empty until the first step."""
 
@@ -244,6 +265,11 @@ class Manifest(_Model):
         if self.sample >= self.samples:
             raise ValueError(f"sample {self.sample} of a batch of {self.samples}, counted from 0")
         return self
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether the arrays that give the scores are in the store, and not only the marginals made of them."""
+        return self.omitted is None or "scores" not in self.omitted.parts
 
     def replace(self, **members: Any) -> Self:
         """A manifest like this one with other values of some members, checked as a new one is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -48,6 +49,7 @@ def test_every_option_says_what_it_does(command: click.Command) -> None:
 @pytest.mark.usefixtures("trace")
 def test_every_example_works(example: list[str], run: Run) -> None:
     box_mask().save("mask.png")
+    shutil.make_archive("packed", "zip", "run.zarr")
     result = run(*example)
     assert result.exit_code == 0, (result.output, result.exception)
 
