@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,11 +15,16 @@ import zarr.storage
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
+from attrace.analysis.remote import FsspecObject, ObstoreObject, RemoteObject, RemoteZipStore
 from attrace.schemas import Manifest, TraceFormatError, TraceNotFoundError, parse_manifest
 from attrace.schemas.layout import MANIFEST_ATTRIBUTE
 
 OBSTORE_SCHEMES: Final = ("s3", "gs", "gcs", "az", "abfs", "http", "https")
 """Addresses that obstore reads, when it is installed; every other one is left to fsspec."""
+
+
+_RETRIES: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
+"""How long a server that does not answer is asked again; obstore's own default is minutes."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def open_store(source: str | Path | Store, storage_options: Mapping[str, Any] | 
     Parameters
     ----------
     source
-        A folder, a `.zip` file, an address (`s3://`, `https://`, `hf://`, ...) or a Zarr store.
+        A folder, a `.zip` file, an address of either (`s3://`, `https://`, `hf://`, ...), or a Zarr store.
     storage_options
         Options of the address's file system: keywords of `obstore.store.from_url`, or of fsspec where that is used.
 
@@ -170,17 +176,35 @@ def _zip_store(path: Path) -> Store:
 
 
 def _remote_store(url: str, scheme: str, storage_options: dict[str, Any]) -> Store:
+    packed = url.endswith(".zip")
     if scheme in OBSTORE_SCHEMES:
         try:
             import obstore.store  # optional: only addresses need it
         except ImportError:
             pass
         else:
+            storage_options.setdefault("retry_config", _RETRIES)
+            if scheme == "http":
+                storage_options.setdefault("client_options", {"allow_http": True})
+            if packed:
+                folder, _, name = url.rpartition("/")
+                return _remote_zip(ObstoreObject(url, obstore.store.from_url(folder, **storage_options), name))
             return zarr.storage.ObjectStore(obstore.store.from_url(url, **storage_options), read_only=True)
     try:
+        if packed:
+            from fsspec.core import url_to_fs  # optional, as obstore is
+
+            return _remote_zip(FsspecObject(url, *url_to_fs(url, **storage_options)))
         return zarr.storage.FsspecStore.from_url(url, storage_options=storage_options, read_only=True)
     except ImportError as error:
         wanted = "obstore or fsspec" if scheme in OBSTORE_SCHEMES else f"fsspec and its client for {scheme}://"
         raise ImportError(
             f"reading {url} needs {wanted} ({error}): pip install 'attrace[cluster]', and for hf:// huggingface_hub"
         ) from error
+
+
+def _remote_zip(remote: RemoteObject) -> Store:
+    try:
+        return RemoteZipStore(remote)
+    except FileNotFoundError as error:
+        raise TraceNotFoundError(f"no trace at {remote.url}: there is no such object; check the address") from error

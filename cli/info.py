@@ -29,7 +29,7 @@ def info(trace: str, with_layers: bool, as_json: bool) -> None:
     from attrace.analysis import open_trace
 
     opened = open_trace(trace)
-    sizes = stored_sizes(trace, ["images", *(one.group for one in opened.manifest.classes)])
+    sizes = stored_sizes(opened, ["images", *(one.group for one in opened.manifest.classes)])
     if as_json:
         print_json(_as_json(opened, sizes))
         return

@@ -5,19 +5,35 @@ from __future__ import annotations
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attrace.analysis import Trace
 
 
-def stored_sizes(path: str, groups: Collection[str]) -> dict[str, int] | None:
-    """Bytes below each of some groups of a local trace, and under `""` of all else; None for one that is not local."""
-    local = Path(path.removeprefix("file://")).expanduser()
-    if not local.exists():
+def stored_sizes(trace: Trace, groups: Collection[str]) -> dict[str, int] | None:
+    """Bytes below each of some groups, and under `""` of all else; None for a folder that is not local."""
+    files = _files(trace)
+    if files is None:
         return None
     sizes = Counter(dict.fromkeys([*groups, ""], 0))
-    for name, size in _files_of_zip(local) if local.is_file() else _files_of_folder(local):
+    for name, size in files:
         sizes[next((group for group in groups if name.startswith(f"{group}/")), "")] += size
     return dict(sizes)
+
+
+def _files(trace: Trace) -> Iterable[tuple[str, int]] | None:
+    from attrace.analysis.remote import RemoteZipStore
+
+    store = trace.stored.root.store
+    if isinstance(store, RemoteZipStore):
+        return store.sizes().items()
+    local = Path(trace.path.removeprefix("file://")).expanduser()
+    if not local.exists():
+        return None
+    return _files_of_zip(local) if local.is_file() else _files_of_folder(local)
 
 
 def _files_of_folder(root: Path) -> Iterator[tuple[str, int]]:

@@ -108,7 +108,7 @@ class TestOpening:
         assert open_trace(f"file://{made.path}").steps == 4
 
     def test_an_address_read_by_fsspec(self, made: MadeTrace) -> None:
-        import fsspec  # type: ignore[import-untyped]
+        import fsspec
 
         memory = fsspec.filesystem("memory")
         memory.put(str(made.path), "/run.zarr", recursive=True)

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from support.server import serving
 
 from attrace.analysis import open_trace
+from attrace.analysis.remote import TAIL_BYTES
 
 from .conftest import Run
 
@@ -73,3 +75,16 @@ def test_every_reading_command_reads_the_packed_trace(run: Run) -> None:
     refused = run("precompute", "run.zip")
     assert refused.exit_code == 2
     assert "attrace unpack" in refused.stderr
+
+
+def test_info_of_an_address_reads_the_end_of_the_file_only(run: Run) -> None:
+    pytest.importorskip("obstore")
+    assert run("pack", "run.zarr", "run.zip").exit_code == 0
+    with serving(Path()) as served:
+        told = run("info", f"{served.address}/run.zip", "--json")
+        assert told.exit_code == 0, told.output
+        assert served.sent <= TAIL_BYTES
+        missing = run("info", f"{served.address}/none.zip")
+    assert json.loads(told.stdout)["bytes_by_group"]["images"] > 0
+    assert (missing.exit_code, missing.stderr.count("\n")) == (1, 1)
+    assert run("info", f"{served.address}/run.zip").stderr.count("\n") == 1
