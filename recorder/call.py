@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -12,6 +12,9 @@ from pydantic import JsonValue
 
 _LONGEST = 1000
 """Items of a list that is still an argument and not data."""
+
+_SEPARATE = "do_true_cfg"
+"""Variable of the pipelines of diffusers that call their denoiser once for each branch."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,21 @@ class PipelineCall:
     guided: bool | None = None
     """Whether it uses classifier-free guidance; None where that cannot be told."""
     denoiser_calls: int | None = None
-    """Calls of the denoiser that the scheduler plans."""
+    """Calls of the denoiser that the scheduler plans; those of one step's branches count as one."""
+    separate_branches: bool = False
+    """Guidance calls the denoiser once for each branch, the conditional one first."""
 
     @property
     def guidance_scale(self) -> float | None:
         """The guidance scale that was asked for."""
-        scale = self.arguments.get("guidance_scale")
+        # the models that were distilled from guidance (Flux) have a `guidance_scale` that is something else
+        scale = self.arguments.get("true_cfg_scale" if self.separate_branches else "guidance_scale")
         return float(scale) if _is_number(scale) else None  # type: ignore[arg-type]
 
     def without_prompts(self) -> PipelineCall:
         """The call with nothing that was written by a person."""
         kept = {name: value for name, value in self.arguments.items() if "prompt" not in name or _is_number(value)}
-        return PipelineCall(kept, self.guided, self.denoiser_calls)
+        return replace(self, arguments=kept)
 
 
 def read_call(pipeline: Any) -> PipelineCall:
@@ -46,7 +52,12 @@ def read_call(pipeline: Any) -> PipelineCall:
     variables = frame.f_locals if frame is not None else {}
     names = _argument_names(frame) if frame is not None else ()
     arguments = {name: variables[name] for name in names if name in variables and _is_plain(variables[name])}
-    return PipelineCall(arguments, _is_guided(pipeline, variables), _planned_calls(pipeline, variables))
+    return PipelineCall(
+        arguments,
+        _is_guided(pipeline, variables),
+        _planned_calls(pipeline, variables),
+        separate_branches=variables.get(_SEPARATE) is True,
+    )
 
 
 def _find_frame(pipeline: Any) -> FrameType | None:
@@ -65,6 +76,8 @@ def _argument_names(frame: FrameType) -> tuple[str, ...]:
 
 
 def _is_guided(pipeline: Any, variables: Mapping[str, Any]) -> bool | None:
+    if _SEPARATE in variables:
+        return bool(variables[_SEPARATE])
     guided = getattr(pipeline, "do_classifier_free_guidance", None)
     if guided is None:
         guided = variables.get("do_classifier_free_guidance")

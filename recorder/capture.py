@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from attrace.recorder import dispatch
 from attrace.recorder.sites import Candidate
 from attrace.schemas import CaptureError
 
@@ -38,6 +40,23 @@ class Projections:
     """Broadcasts to (row, head, query, key): bool, True where a key may be attended to, or added to s."""
     is_self: bool
     """The keys are made from the very tensor that the queries are made from."""
+    lse: Tensor | None = None
+    """(row, head, query): log of the sum of exp(s) over all keys that the model saw, where these are some of them."""
+
+    def of_rows(self, rows: slice) -> Projections:
+        """Some rows of the batch."""
+        mask = self.mask if self.mask is None or self.mask.shape[0] == 1 else self.mask[rows]
+        return replace(self, query=self.query[rows].detach(), key=self.key[rows].detach(), mask=mask)
+
+    def of_queries(self, queries: slice) -> Projections:
+        """Some of the queries."""
+        mask = self.mask if self.mask is None or self.mask.shape[2] == 1 else self.mask[:, :, queries]
+        return replace(self, query=self.query[:, :, queries], mask=mask)
+
+    def of_keys(self, keys: slice, lse: Tensor) -> Projections:
+        """Some of the keys, with the log-sum-exp over all of them."""
+        mask = self.mask if self.mask is None or self.mask.shape[3] == 1 else self.mask[..., keys]
+        return replace(self, key=self.key[:, :, keys], mask=mask, lse=lse)
 
 
 Deliver = Callable[[Candidate, Projections], None]
@@ -88,6 +107,8 @@ class ProjectionHooks(_Hooks):
     @staticmethod
     def refusal(candidate: Candidate) -> str | None:
         """Why hooks on the projections do not see what the attention computes with."""
+        if candidate.joint:
+            return "it joins keys of several kinds after their projections"
         if _has_query_key_norm(candidate.module):
             return "it normalises queries and keys after their projections"
         return None
@@ -208,7 +229,7 @@ def _mask_over_rows(mask: Tensor, path: str, *, rows: int, heads: int, keys: int
 
 
 class AttentionCalls(_Hooks):
-    """Interception of `scaled_dot_product_attention`, only while a watched module runs.
+    """Interception of `scaled_dot_product_attention` and of diffusers' dispatcher, only while a watched module runs.
 
     Sees queries and keys after norms and rotary embeddings, and the mask and scale as they are used.
     """
@@ -218,6 +239,7 @@ class AttentionCalls(_Hooks):
     def __init__(self, deliver: Deliver, is_active: Callable[[], bool]) -> None:
         super().__init__(deliver, is_active)
         self._modes: list[_WatchAttention] = []
+        self._watches_dispatcher = False
 
     @staticmethod
     def refusal(candidate: Candidate) -> str | None:
@@ -236,16 +258,19 @@ class AttentionCalls(_Hooks):
         module = candidates[0].module
         inputs = _ProjectionInputs()
         handles = self._handles.setdefault(module, [])
+        if not self._watches_dispatcher:
+            dispatch.table.acquire()
+            self._watches_dispatcher = True
 
         def enter(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
             if self._is_active():
                 mode = _WatchAttention(candidates, inputs, self._deliver)
-                mode.__enter__()  # type: ignore[no-untyped-call]
+                mode.start()
                 self._modes.append(mode)
 
         def leave(_module: nn.Module, _args: Any, _result: Any) -> None:
             if self._modes:
-                self._modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+                self._modes.pop().stop()
             inputs.clear()
 
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -257,8 +282,13 @@ class AttentionCalls(_Hooks):
     def detach(self, module: nn.Module | None = None) -> None:
         """Stop watching a module, or all."""
         super().detach(module)
-        while module is None and self._modes:  # left by a KeyboardInterrupt, for which torch runs no hooks
-            self._modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if module is not None:
+            return
+        while self._modes:  # left by a KeyboardInterrupt, for which torch runs no hooks
+            self._modes.pop().stop()
+        if self._watches_dispatcher:
+            self._watches_dispatcher = False
+            dispatch.table.release()
 
 
 class _ProjectionInputs:
@@ -286,16 +316,38 @@ class _WatchAttention(TorchFunctionMode):
         self._candidates = {one.place: one for one in candidates}
         self._known_calls = candidates[0].calls
         self._path = candidates[0].path
+        self._heads = candidates[0].heads
         self._inputs = inputs
         self._deliver = deliver
         self._calls = 0
+        self._computing = False
+
+    def start(self) -> None:
+        """Watch from now on, in this thread."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+        dispatch.running.watchers.append(self)
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        if self in dispatch.running.watchers:
+            dispatch.running.watchers.remove(self)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """The dispatcher's backend works; what it calls was taken already."""
+        self._computing = True
+        try:
+            yield
+        finally:
+            self._computing = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            self._take(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention and not self._computing:
+            self._take_from_torch(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    def _take(
+    def _take_from_torch(
         self,
         query: Tensor,
         key: Tensor,
@@ -307,6 +359,26 @@ class _WatchAttention(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,  # noqa: ARG002
     ) -> None:
+        if query.ndim == 3:  # heads folded into the rows
+            query, key = (one.unflatten(0, (-1, self._heads)) for one in (query, key))
+            attn_mask = None if attn_mask is None else attn_mask.unflatten(0, (-1, self._heads))
+        self._take(query, key, attn_mask, is_causal=is_causal, scale=scale)
+
+    def take_dispatched(
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        *,
+        is_causal: bool,
+        scale: float | None,
+    ) -> None:
+        """Take a call of diffusers' dispatcher, whose tensors are (row, token, head, feature)."""
+        if mask is not None and mask.ndim == 2 and mask.shape == (key.shape[0], key.shape[1]):
+            mask = mask[:, None, None]
+        self._take(query.transpose(1, 2), key.transpose(1, 2), mask, is_causal=is_causal, scale=scale)
+
+    def _take(self, query: Tensor, key: Tensor, mask: Tensor | None, *, is_causal: bool, scale: float | None) -> None:
         if self._calls >= self._known_calls:
             raise CaptureError(
                 f"{self._path} makes more attention calls than are known of it: pass capture='hooks', or leave it out "
@@ -316,17 +388,14 @@ class _WatchAttention(TorchFunctionMode):
         self._calls += 1
         if candidate is None:
             return  # not selected
-        if query.ndim == 3:  # heads folded into the rows
-            query, key = (one.unflatten(0, (-1, candidate.heads)) for one in (query, key))
-            attn_mask = None if attn_mask is None else attn_mask.unflatten(0, (-1, candidate.heads))
         if key.shape[1] != query.shape[1]:
             key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         if is_causal:
-            attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-        if attn_mask is not None:
-            attn_mask = attn_mask[(None,) * (4 - attn_mask.ndim)]
+            mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        if mask is not None:
+            mask = mask[(None,) * (4 - mask.ndim)]
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        self._deliver(candidate, Projections(query, key, scale, attn_mask, is_self=self._inputs.are_same(candidate)))
+        self._deliver(candidate, Projections(query, key, scale, mask, is_self=self._inputs.are_same(candidate)))
 
 
 METHODS: Final[tuple[type[CaptureMethod], ...]] = (ProjectionHooks, AttentionCalls)

@@ -22,6 +22,8 @@ _STORED: dict[torch.dtype, StoredType] = {
     torch.float32: "float32",
     torch.float64: "float64",
 }
+_BLOCK_BYTES = 64 * 2**20
+"""Of scores that are formed at once, in float64, to sum over them."""
 _LIKELY_STEPS = 50
 """Steps over which a key that does not change is shared, where they are not known."""
 
@@ -38,13 +40,16 @@ class SiteShape:
     dtype: StoredType
     encoding: Encoding
     has_bias: bool
+    has_lse: bool = False
 
     def step_bytes(self, *, with_keys: bool) -> int:
         """Bytes that one step of one sample takes, before compression."""
+        sums = 4 * self.heads * self.queries * self.has_lse
         if self.encoding == "scores":
-            return self.heads * self.queries * self.keys * _itemsize(self.dtype)
-        tokens = self.queries + (self.keys if with_keys else 0)
-        return self.heads * tokens * self.features * _itemsize(self.dtype) + 4 * self.keys * self.has_bias
+            return self.heads * self.queries * self.keys * _itemsize(self.dtype) + sums
+        # keys that are joined to others go through every layer with them, so they change in every step
+        tokens = self.queries + (self.keys if with_keys or self.has_lse else 0)
+        return self.heads * tokens * self.features * _itemsize(self.dtype) + 4 * self.keys * self.has_bias + sums
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ class Encoded:
     """By array name; each (row, ...) and then as in the store."""
 
 
-def encode(projections: Projections, rows: slice, choice: EncodingChoice, steps: int | None) -> Encoded:
-    """Encode some rows of an attention call.
+def encode(projections: Projections, choice: EncodingChoice, steps: int | None) -> Encoded:
+    """Encode an attention call.
 
     Scores are formed in float32 at least, and stored so: they are not what the model's kernel held in its own
     precision, and float16 would overflow where it does not. Queries and keys are stored as the model made them.
@@ -65,9 +70,7 @@ def encode(projections: Projections, rows: slice, choice: EncodingChoice, steps:
     Parameters
     ----------
     projections
-        The call.
-    rows
-        Rows of the batch to keep.
+        What to keep of the call.
     choice
         What was asked for.
     steps
@@ -78,28 +81,56 @@ def encode(projections: Projections, rows: slice, choice: EncodingChoice, steps:
     CaptureError
         If factors are asked for where a mask depends on the query.
     """
-    query, key = projections.query[rows].detach(), projections.key[rows].detach()
+    query, key, lse = projections.query, projections.key, projections.lse
     dtype = torch.promote_types(query.dtype, key.dtype)
     if dtype not in _STORED:
         raise CaptureError(f"queries and keys of {dtype} cannot be stored: only float16, bfloat16, float32, float64")
-    mask, bias = _split_mask(projections.mask, rows)
+    mask, bias = _split_mask(projections.mask)
     if mask is not None and choice == "factors":
         raise CaptureError("its attention mask depends on the query, so factors cannot hold it: pass encoding='auto'")
-    factors = _shape(query, key, projections.scale, _STORED[dtype], "factors", bias is not None)
-    scores = _shape(query, key, projections.scale, "float64" if dtype == torch.float64 else "float32", "scores", False)
+    factors = _shape(projections, _STORED[dtype], "factors", has_bias=bias is not None)
+    scores = _shape(projections, "float64" if dtype == torch.float64 else "float32", "scores", has_bias=False)
+    parts = {} if lse is None else {"lse": lse.float()}
     if choice == "scores" or mask is not None or (choice == "auto" and _is_smaller(scores, factors, steps)):
-        return Encoded(scores, {"scores": _scores(query, key, projections.scale, mask if mask is not None else bias)})
-    parts = {"query": query.to(dtype), "key": key.to(dtype)}
+        parts["scores"] = _scores(query, key, projections.scale, mask if mask is not None else bias)
+        return Encoded(scores, parts)
+    parts |= {"query": query.to(dtype), "key": key.to(dtype)}
     if bias is not None:
         parts["bias"] = bias[:, 0, 0].expand(len(query), -1).float()
     return Encoded(factors, parts)
 
 
-def _shape(
-    query: Tensor, key: Tensor, scale: float, dtype: StoredType, encoding: Encoding, has_bias: bool
-) -> SiteShape:
-    _, heads, queries, features = query.shape
-    return SiteShape(heads, queries, key.shape[2], features, float(scale), dtype, encoding, has_bias)
+def row_log_sum_exp(projections: Projections) -> Tensor:
+    """The log of the sum of exp(s) over the keys: (row, head, query), in the precision that scores are formed in.
+
+    Taken over blocks of queries, so that no more than `_BLOCK_BYTES` of scores (or one query's) are in memory at once.
+    """
+    query, key, mask = projections.query, projections.key, projections.mask
+    rows, heads, queries, _ = query.shape
+    block = max(1, _BLOCK_BYTES // (8 * rows * heads * key.shape[2]))
+    if mask is not None:
+        mask = _additive(mask)
+    sums = []
+    for start in range(0, queries, block):
+        part = slice(start, start + block)
+        hidden = mask if mask is None or mask.shape[2] == 1 else mask[:, :, part]
+        sums.append(_scores(query[:, :, part], key, projections.scale, hidden).logsumexp(-1))
+    return torch.cat(sums, dim=-1)
+
+
+def _shape(projections: Projections, dtype: StoredType, encoding: Encoding, *, has_bias: bool) -> SiteShape:
+    _, heads, queries, features = projections.query.shape
+    return SiteShape(
+        heads=heads,
+        queries=queries,
+        keys=projections.key.shape[2],
+        features=features,
+        scale=float(projections.scale),
+        dtype=dtype,
+        encoding=encoding,
+        has_bias=has_bias,
+        has_lse=projections.lse is not None,
+    )
 
 
 def _is_smaller(scores: SiteShape, factors: SiteShape, steps: int | None) -> bool:
@@ -123,18 +154,21 @@ def _scores(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Te
         return scores.to(stored)
 
 
-def _split_mask(mask: Tensor | None, rows: slice) -> tuple[Tensor | None, Tensor | None]:
+def _split_mask(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """The mask as additive float, (row, head, query, key) or 1 in place of each of the first three.
 
     First what depends on the query or the head, then what depends on the key alone; one of them is None.
     """
     if mask is None:
         return None, None
-    mask = mask if mask.shape[0] == 1 else mask[rows]
-    mask = _drop_repeats(_drop_repeats(mask, 1), 2)
-    if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+    mask = _additive(_drop_repeats(_drop_repeats(mask, 1), 2))
     return (None, mask) if mask.shape[1] == mask.shape[2] == 1 else (mask, None)
+
+
+def _additive(mask: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
 
 
 def _drop_repeats(mask: Tensor, dim: int) -> Tensor:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from attrace.recorder.encode import SiteShape
-from attrace.recorder.keys import Grid, label_keys
+from attrace.recorder.keys import Grid, KeyLabels
 from attrace.recorder.plan import SeenSite
-from attrace.recorder.profile import Profile
-from attrace.recorder.sites import Candidate, QueryGrids, shorten
+from attrace.recorder.sites import Candidate, shorten
 from attrace.recorder.transfer import HostCopy
 from attrace.schemas import CaptureError
 
@@ -35,25 +34,19 @@ class FirstStep:
         shape: SiteShape,
         parts: dict[str, HostCopy],
         *,
-        is_self: bool,
-        profile: Profile,
-        grids: QueryGrids,
-        key_grid: Grid | None,
+        labels: KeyLabels,
+        query_grid: Grid | None,
     ) -> None:
-        """Label a site that is being called and keep its values."""
-        query_grid = grids.of(candidate.path, shape.queries)
-        labels = label_keys(
-            candidate.path,
-            shape.keys,
-            profile=profile,
-            context="self" if is_self else candidate.context,
-            query_grid=query_grid,
-            key_grid=key_grid,
-        )
+        """Keep a site that is being called, and its values."""
         order = self._order.setdefault(candidate.path, len(self._order))
         module = type(candidate.module).__name__
         self.sites.append(SeenSite(candidate.path, branch, order, module, shape, labels, query_grid))
         self.parts.append(parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return sum(part.nbytes for parts in self.parts for part in parts.values())
 
     def check_seen(self, candidates: Collection[Candidate], *, allow_gaps: bool) -> None:
         """Refuse to go on where attention was not seen that should have been.

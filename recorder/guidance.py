@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
 
 from attrace.recorder.call import PipelineCall
 from attrace.recorder.profile import Profile
 from attrace.schemas import InputError
 
 _SINGLE = ("conditional",)
+_SEPARATE = ("conditional", "unconditional")
+"""Branches in the order in which the pipelines of diffusers call their denoiser, where they call it for each."""
+_OF_CACHE_CONTEXT = {"cond": "conditional", "uncond": "unconditional"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,78 @@ def _told_layout(rows: int, samples: int, profile: Profile, *, guided: bool) -> 
         f"the denoiser was called with a batch of {rows}; with {kind} and {_paths(samples)}, expected "
         f"{len(branches) * samples}: {advice}"
     )
+
+
+def separate_branches(
+    rows: int, samples: int, *, named: Sequence[str] | None, call: PipelineCall, cache_context: str | None
+) -> tuple[str, ...]:
+    """The branches that the denoiser is called for one by one, in their order; none where one batch holds them all.
+
+    Parameters
+    ----------
+    rows
+        Rows of the batch.
+    samples
+        Traces being written.
+    named
+        Names of the branches, if the user gave them.
+    call
+        What is known of the pipeline's call.
+    cache_context
+        Name that the caller gave this call of the denoiser.
+    """
+    if named is not None:
+        return tuple(named) if len(named) > 1 and rows == samples else ()
+    told = cache_context in _OF_CACHE_CONTEXT and call.guided is None and rows == samples
+    return _SEPARATE if call.separate_branches or told else ()
+
+
+@dataclass
+class CallsOfStep:
+    """Tells apart the calls that make one step, where the denoiser is called once for each branch."""
+
+    seen: list[str] = field(default_factory=list)
+    """Branches of the step that is under way."""
+
+    def next(self, branches: Sequence[str], cache_context: str | None) -> str:
+        """The branch of the call that begins: by the name that its caller gave it, else by its place in the step."""
+        if len(self.seen) >= len(branches):
+            self.seen.clear()
+        branch = _OF_CACHE_CONTEXT.get(cache_context or "", branches[len(self.seen)])
+        if branch in self.seen:
+            self.seen.clear()
+        self.seen.append(branch)
+        return branch
+
+
+class CacheContexts:
+    """Listens to the names that a pipeline gives the calls of its denoiser by `cache_context`, as diffusers does."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.name: str | None = None
+        """Of the call that is under way."""
+        self._denoiser = denoiser
+
+    def attach(self) -> None:
+        """Listen from now on."""
+        original: Callable[..., Any] | None = getattr(self._denoiser, "cache_context", None)
+        if original is None:
+            return
+
+        @contextmanager
+        def named(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            outer, self.name = self.name, name
+            try:
+                with original(name, *args, **kwargs):
+                    yield
+            finally:
+                self.name = outer
+
+        vars(self._denoiser)["cache_context"] = named
+
+    def detach(self) -> None:
+        """Leave the denoiser as it was."""
+        vars(self._denoiser).pop("cache_context", None)
 
 
 def kept_branches(branch: str | Sequence[str], layout: BatchLayout) -> tuple[str, ...]:

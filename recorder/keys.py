@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from attrace.recorder.call import PipelineCall
-from attrace.recorder.profile import KeyContext, Profile
+from attrace.recorder.profile import KeyContext, Profile, rule_of
 from attrace.schemas import Context, InputError, KeySegment
 
 Grid = tuple[int, int]
@@ -61,7 +60,7 @@ def label_keys(
     rule = _rule(path, profile, context)
     if rule.keys == "text":
         return KeyLabels(rule.context, (KeySegment(kind="text", count=keys),))
-    if rule.keys == "query-grid" and query_grid is not None and math.prod(query_grid) == keys:
+    if rule.keys in ("query-grid", "replaced") and query_grid is not None and math.prod(query_grid) == keys:
         return KeyLabels(rule.context, _patches(query_grid))
     if key_grid is not None and rule.context != "self":
         return KeyLabels(rule.context, _given_grid(path, keys, key_grid))
@@ -73,7 +72,12 @@ def _rule(path: str, profile: Profile, context: Context | None) -> KeyContext:
         return KeyContext("self", "query-grid")
     if context is not None:
         return KeyContext(context, "class-and-patches")
-    return next(one for one in profile.contexts if fnmatchcase(path, one.layers))
+    rule = rule_of(profile, path)
+    if rule is None:
+        raise InputError(
+            f"the profile {profile.name!r} says nothing of {path}: leave it out with layers=, or add a rule"
+        )
+    return rule
 
 
 def _patches_by_number(keys: int, rule: KeyContext) -> KeyLabels:
@@ -110,14 +114,18 @@ class TokenTexts:
 
     texts: tuple[str, ...]
     """Of every key."""
-    padding: int = 0
-    """How many at the end are padding."""
+    segments: tuple[KeySegment, ...]
+    """The kinds of the keys."""
 
-    @property
-    def segments(self) -> tuple[KeySegment, ...]:
-        """The kinds of the keys."""
-        counts = (("text", len(self.texts) - self.padding), ("pad", self.padding))
-        return tuple(KeySegment(kind=kind, count=count) for kind, count in counts if count)  # type: ignore[arg-type]
+    def __add__(self, other: TokenTexts) -> TokenTexts:
+        return TokenTexts(self.texts + other.texts, self.segments + other.segments)
+
+
+def _token_texts(texts: Sequence[str], padding: int = 0) -> TokenTexts:
+    """Tokens of which so many at the end are padding."""
+    counts = (("text", len(texts) - padding), ("pad", padding))
+    segments = tuple(KeySegment(kind=kind, count=count) for kind, count in counts if count)  # type: ignore[arg-type]
+    return TokenTexts(tuple(texts), segments)
 
 
 class Tokens:
@@ -126,23 +134,28 @@ class Tokens:
     Parameters
     ----------
     pipeline
-        Whose tokenizer made them; None for a bare denoiser.
+        Whose tokenizers made them; None for a bare denoiser.
     call
         The pipeline's call, with its prompts.
     samples
         Samples in the batch.
     given
         Token texts that the user gave, which hold for every sample and branch.
+    profile
+        Which tokenizers there are.
     """
 
-    def __init__(self, pipeline: Any, call: PipelineCall, samples: int, given: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, pipeline: Any, call: PipelineCall, samples: int, given: Sequence[str] | None, profile: Profile
+    ) -> None:
         self._pipeline = pipeline
         # the refiner of Stable Diffusion XL has a second tokenizer alone
-        tokenizers = (getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2"))
-        self._tokenizer: Any = next((one for one in tokenizers if one is not None), None)
+        there = [name for name in profile.tokenizers if getattr(pipeline, name, None) is not None]
+        self._tokenizers = there if profile.joint else there[:1]
+        self._joint = profile.joint is not None
         self._arguments: Mapping[str, Any] = call.arguments
         self._samples = samples
-        self._given = None if given is None else TokenTexts(tuple(given))
+        self._given = None if given is None else _token_texts(given)
 
     def of(self, sample: int, branch: str, keys: int) -> TokenTexts | None:
         """Tokens of a sample in a branch; None where they are not known or do not have that number.
@@ -156,30 +169,30 @@ class Tokens:
             if len(self._given.texts) != keys:
                 raise InputError(f"tokens= has {len(self._given.texts)} texts; the text context has {keys} keys")
             return self._given
-        prompt = self._prompt(sample, branch)
-        if prompt is None or self._tokenizer is None:
-            return None
-        tokens = self._tokenize(prompt)
-        return tokens if len(tokens.texts) == keys else None
-
-    def _prompt(self, sample: int, branch: str) -> str | None:
         if self._arguments.get("prompt") is None:
             return None  # the pipeline was given embeddings
+        tokens = TokenTexts((), ())
+        for name in self._tokenizers:
+            tokens += self._tokenize(name, self._prompt(sample, branch, name.removeprefix("tokenizer")))
+        return tokens if tokens.texts and len(tokens.texts) == keys else None
+
+    def _prompt(self, sample: int, branch: str, suffix: str) -> str:
         name = "prompt" if branch == "conditional" else "negative_prompt"
-        prompts = self._arguments.get(name)
-        if prompts is None:
-            prompts = ""
+        own = self._arguments.get(name + suffix) if self._joint else None  # a prompt for this tokenizer alone
+        prompts = own or self._arguments.get(name) or ""
         if isinstance(prompts, str):
             return prompts
         images_each = max(1, self._samples // len(prompts))
         return str(prompts[min(sample // images_each, len(prompts) - 1)])
 
-    def _tokenize(self, prompt: str) -> TokenTexts:
+    def _tokenize(self, name: str, prompt: str) -> TokenTexts:
+        tokenizer = getattr(self._pipeline, name)
         convert = getattr(self._pipeline, "maybe_convert_prompt", None)  # textual inversion
         if convert is not None:
-            prompt = convert(prompt, self._tokenizer)
-        encoded = self._tokenizer(
-            prompt, padding="max_length", max_length=self._tokenizer.model_max_length, truncation=True
-        )
-        texts = tuple(map(str, self._tokenizer.convert_ids_to_tokens(encoded["input_ids"])))
-        return TokenTexts(texts, padding=len(texts) - sum(encoded["attention_mask"]))
+            prompt = convert(prompt, tokenizer)
+        longest = tokenizer.model_max_length
+        if self._joint and name != "tokenizer":  # of T5, which takes any length
+            longest = int(self._arguments.get("max_sequence_length") or longest)
+        encoded = tokenizer(prompt, padding="max_length", max_length=longest, truncation=True)
+        texts = list(map(str, tokenizer.convert_ids_to_tokens(encoded["input_ids"])))
+        return _token_texts(texts, padding=len(texts) - sum(encoded["attention_mask"]))

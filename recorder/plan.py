@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from attrace.recorder.encode import SiteShape
 from attrace.recorder.keys import Grid, KeyLabels, TokenTexts
-from attrace.schemas import Site, SiteClass, class_group
+from attrace.schemas import Context, Site, SiteClass, class_group
 
-SiteKey = tuple[str, str]
-"""Path of a site, and branch of guidance."""
+SiteKey = tuple[str, str, Context]
+"""Path of a site, branch of guidance, and context: a joint attention call may give several."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SeenSite:
     @property
     def key(self) -> SiteKey:
         """What it is found by."""
-        return self.path, self.branch
+        return self.path, self.branch, self.labels.context
 
 
 @dataclass(frozen=True)
@@ -110,5 +110,6 @@ def _site_class(group: str, sites: Iterable[SeenSite], tokens: Callable[[str, in
         key_segments=texts.segments if texts is not None else labels.segments,
         tokens=texts.texts if texts is not None else None,
         has_bias=shape.has_bias,
+        has_lse=shape.has_lse,
         sites=tuple(Site(path=site.path, order=site.order, module=site.module) for site in sites),
     )

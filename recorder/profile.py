@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from attrace.schemas import Context
 
-KeyRule = Literal["text", "patches", "class-and-patches", "query-grid", "guess"]
+KeyRule = Literal["text", "patches", "class-and-patches", "query-grid", "joined", "replaced", "guess"]
 """How to label keys: text tokens; patches on a square grid, perhaps after a class token, or that token alone; the same
-with the class token, or else tokens without a place (IP-Adapter's 4 or 16); patches on the grid of the queries; or
-patches if their number allows it, noted as a guess."""
+with the class token, or else tokens without a place (IP-Adapter's 4 or 16); patches on the grid of the queries; the
+picture's own patches and then those of references, which a reference network joined to its self-attention; patches of
+another picture in place of its own; or patches if their number allows it, noted as a guess."""
+
+TokenOrder = Literal["text-first", "image-first"]
+"""Order of the tokens of joint attention: text before the pictures, or after them. Pictures: generated, references."""
+
+JOINED_RULES: Final = ("joined", "replaced")
+"""Of self-attention whose keys come, in part or all, from another picture."""
 
 
 class LabelWarning(UserWarning):
@@ -49,11 +57,42 @@ class Profile:
     """Branches in the order of their blocks in the batch, by the number of blocks."""
     denoiser: str | None = "unet"
     """Attribute of the pipeline that holds the denoiser; None to look for it."""
+    joint: TokenOrder | None = None
+    """Order of the tokens where the denoiser attends jointly to text and pictures; `contexts` is of no use there."""
+    tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2")
+    """Attributes of the pipeline that hold the tokenizers of its prompts. The text is that of the first that there is;
+    of joint attention that of each, one after the other."""
     guess: str | None = None
     """Why all this may be wrong; None where it is known."""
 
+    @property
+    def holds_several_contexts(self) -> bool:
+        """Whether one attention call may attend to several contexts."""
+        return self.joint is not None or any(one.keys in JOINED_RULES for one in self.contexts)
+
 
 _TEXT = (KeyContext("text", "text"),)
+
+REFERENCE_NETWORK: Final = Profile(
+    "reference-network", (KeyContext("reference", "joined", layers="*attn1"), *_TEXT), denoiser=None
+)
+"""A U-Net whose self-attention a reference network joins keys to (IDM-VTON, Leffa, reference-only control)."""
+
+MUTUAL_ATTENTION: Final = Profile(
+    "mutual-attention", (KeyContext("reference", "replaced", layers="*attn1"), *_TEXT), denoiser=None
+)
+"""A U-Net whose self-attention takes the keys of another picture in place of its own (MasaCtrl)."""
+
+_ONE_BRANCH: Final[Mapping[int, tuple[str, ...]]] = MappingProxyType({1: ("conditional",)})
+
+_FLUX = Profile(
+    "flux", (), guidance=_ONE_BRANCH, denoiser="transformer", joint="text-first", tokenizers=("tokenizer_2",)
+)
+_STABLE_DIFFUSION_3 = Profile(
+    "stable-diffusion-3", (), denoiser="transformer", joint="image-first", tokenizers=("tokenizer", "tokenizer_3")
+)
+# the template that its encoder is given is cut off after encoding, so its tokens are not those of the prompt
+_QWEN_IMAGE = Profile("qwen-image", (), guidance=_ONE_BRANCH, denoiser="transformer", joint="text-first", tokenizers=())
 
 _STABLE_DIFFUSION = Profile("stable-diffusion", _TEXT)
 
@@ -100,6 +139,35 @@ PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
         ),
         "PaintByExamplePipeline": Profile("paint-by-example", (KeyContext("reference", "patches"),)),
         "StableDiffusionImageVariationPipeline": Profile("image-variation", (KeyContext("reference", "patches"),)),
+        **dict.fromkeys(
+            (
+                "StableDiffusion3Pipeline",
+                "StableDiffusion3Img2ImgPipeline",
+                "StableDiffusion3InpaintPipeline",
+                "StableDiffusion3ControlNetPipeline",
+                "StableDiffusion3ControlNetInpaintingPipeline",
+                "SD3Transformer2DModel",
+            ),
+            _STABLE_DIFFUSION_3,
+        ),
+        **dict.fromkeys(
+            (
+                "FluxPipeline",
+                "FluxImg2ImgPipeline",
+                "FluxInpaintPipeline",
+                "FluxFillPipeline",
+                "FluxControlPipeline",
+                "FluxControlNetPipeline",
+                "FluxTransformer2DModel",
+            ),
+            _FLUX,
+        ),
+        **dict.fromkeys(("FluxKontextPipeline", "FluxKontextInpaintPipeline"), replace(_FLUX, name="flux-kontext")),
+        **dict.fromkeys(("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageTransformer2DModel"), _QWEN_IMAGE),
+        **dict.fromkeys(
+            ("QwenImageEditPipeline", "QwenImageEditInpaintPipeline", "QwenImageEditPlusPipeline"),
+            replace(_QWEN_IMAGE, name="qwen-image-edit"),
+        ),
         "ReferenceInpaintPipeline": Profile("attrace-demo", (KeyContext("reference", "patches"),)),
     }
 )
@@ -119,6 +187,20 @@ def guess_profile(model: Any, context: Context | None) -> Profile:
         context = "text" if getattr(model, "tokenizer", None) is not None else "reference"
         guess = f"nothing is known of {type(model).__name__}: took its keys for {context} (pass context=)"
     return with_context(Profile("none", (), denoiser=None, guess=guess), context)
+
+
+def guess_joint(profile: Profile, model: Any) -> Profile:
+    """A profile for joint attention of which nothing is known."""
+    guess = (
+        f"nothing is known of {type(model).__name__}: took the tokens of its joint attention for text, then the "
+        "generated picture, then references (pass profile=)"
+    )
+    return replace(profile, joint="text-first", guess=guess)
+
+
+def rule_of(profile: Profile, path: str) -> KeyContext | None:
+    """What the profile says of the keys of a site; None where it says nothing."""
+    return next((one for one in profile.contexts if fnmatchcase(path, one.layers)), None)
 
 
 def with_context(profile: Profile, context: Context) -> Profile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +15,17 @@ from attrace.recorder.capture import CaptureName, choose_methods
 from attrace.recorder.chunks import Codec
 from attrace.recorder.encode import EncodingChoice
 from attrace.recorder.images import Images
+from attrace.recorder.joint import refuse_unknown_layout
 from attrace.recorder.keys import Grid
-from attrace.recorder.profile import Profile, find_profile, guess_profile, with_context
+from attrace.recorder.profile import (
+    JOINED_RULES,
+    Profile,
+    find_profile,
+    guess_joint,
+    guess_profile,
+    rule_of,
+    with_context,
+)
 from attrace.recorder.provenance import dtype_and_device, identify, software_versions
 from attrace.recorder.run import DenoiserRecorder, RunOptions, writer_problem
 from attrace.recorder.select import Steps, select_steps
@@ -55,7 +64,7 @@ def record(
     mask: Any = None,
     input: Any = None,  # noqa: A002
     seed: int | None = None,
-    context: Context | None = None,
+    context: Context | Sequence[Context] | None = None,
     layers: str | Iterable[str] | None = None,
     steps: Steps = None,
     encoding: EncodingChoice = "auto",
@@ -91,7 +100,9 @@ def record(
     seed
         Seed of the run, for the manifest.
     context
-        What the keys are, where the pipeline does not tell.
+        What the keys are, where the pipeline does not tell. Of attention over several contexts at once (Flux, SD3,
+        Qwen-Image; a reference network that joins keys), which to record; by default the references, and the text
+        where there are none.
     layers
         Glob patterns of module paths to record, such as `"up_blocks.*"`; all by default.
     steps
@@ -104,11 +115,12 @@ def record(
         unless queries and keys are normalised after their projections.
     guidance
         Names of the blocks of a guided batch, in order, such as `("unconditional", "conditional")`; a pipeline
-        knows them.
+        knows them. Where the batch has one row for each path, those of the calls that make one step, in order.
     branch
         Which of them to keep; `"both"` keeps all.
     key_grid
-        Rows and columns of the keys; a class token may come before them.
+        Rows and columns of the keys; a class token may come before them. Of joint attention, those of a reference
+        whose tokens end the text (Flux Redux).
     tokens
         Texts of the keys, where they are text and the pipeline does not know them.
     self_attention
@@ -157,10 +169,15 @@ def record(
     for name, picture in (("reference", reference), ("input", input), ("mask", mask)):
         if picture is not None:
             images[name] = picture
-    profile = _resolve_profile(model, profile, context)
+    contexts = None if context is None else (context,) if isinstance(context, str) else tuple(context)
+    profile = _resolve_profile(model, profile, contexts)
     denoiser = find_denoiser(model, profile.denoiser)
     patterns = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
-    candidates = select_candidates(find_candidates(denoiser), patterns)
+    found = find_candidates(denoiser)
+    if any(one.joint for one in found):
+        refuse_unknown_layout(denoiser)
+        profile = profile if profile.joint else guess_joint(profile, model)
+    candidates = tuple(_mark_joined(one, profile) for one in select_candidates(found, patterns))
     refuse_hidden(denoiser, candidates)
     methods = choose_methods(candidates, _one_of("capture", capture, ("auto", "hooks", "attention")))
     options = RunOptions(
@@ -170,6 +187,7 @@ def record(
         encoding=_one_of("encoding", encoding, ("auto", "scores", "factors")),
         guidance=None if guidance is None else tuple(guidance),
         branch=branch if isinstance(branch, str) else tuple(branch),
+        contexts=contexts,
         key_grid=key_grid,
         tokens=None if tokens is None else tuple(tokens),
         self_attention=self_attention,
@@ -313,11 +331,21 @@ def _paths(path: TracePath | Sequence[TracePath]) -> tuple[Path, ...]:
     return paths
 
 
-def _resolve_profile(model: Any, profile: Profile | None, context: Context | None) -> Profile:
+def _resolve_profile(model: Any, profile: Profile | None, contexts: tuple[Context, ...] | None) -> Profile:
     profile = profile or find_profile(model)
     if profile is None:
-        return guess_profile(model, context)
-    return profile if context is None else with_context(profile, context)
+        return guess_profile(model, None if contexts is None else contexts[0])
+    if contexts is None or profile.holds_several_contexts:
+        return profile
+    if len(contexts) != 1:
+        raise InputError(f"context={contexts}: the keys of {type(model).__name__} are all of one context; name one")
+    return with_context(profile, contexts[0])
+
+
+def _mark_joined(candidate: Candidate, profile: Profile) -> Candidate:
+    """A candidate whose keys come from elsewhere too, by what the profile says, is seen only at the attention call."""
+    rule = rule_of(profile, candidate.path)
+    return replace(candidate, joint=True) if rule is not None and rule.keys in JOINED_RULES else candidate
 
 
 def _one_of(name: str, value: Choice, choices: tuple[str, ...]) -> Choice:

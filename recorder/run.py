@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
@@ -18,17 +18,25 @@ from attrace.recorder.call import PipelineCall, read_call
 from attrace.recorder.capture import METHODS, CaptureMethod, Projections
 from attrace.recorder.encode import EncodingChoice, SiteShape, encode
 from attrace.recorder.first_step import FirstStep
-from attrace.recorder.guidance import BatchLayout, batch_layout, kept_branches
-from attrace.recorder.keys import Grid, Tokens
+from attrace.recorder.guidance import (
+    BatchLayout,
+    CacheContexts,
+    CallsOfStep,
+    batch_layout,
+    kept_branches,
+    separate_branches,
+)
+from attrace.recorder.joint import LayoutReader, TokenLayout, joined_layout
+from attrace.recorder.keys import Grid, KeyLabels, Tokens, label_keys
 from attrace.recorder.plan import Place, Plan, SiteKey, plan_groups
-from attrace.recorder.profile import LabelWarning, Profile
+from attrace.recorder.profile import LabelWarning, Profile, rule_of
 from attrace.recorder.provenance import identify
 from attrace.recorder.select import StepSelection
 from attrace.recorder.sink import TraceSink
-from attrace.recorder.sites import Candidate, QueryGrids, remove_all, shorten, timestep_reader
+from attrace.recorder.sites import Candidate, QueryGrids, argument_reader, remove_all, shorten, timestep_of
 from attrace.recorder.transfer import HostCopier, HostCopy
 from attrace.recorder.writer import BackgroundWriter
-from attrace.schemas import AttraceError, CaptureError, Guidance, SizeLimitError
+from attrace.schemas import AttraceError, CaptureError, Context, Guidance, SizeLimitError
 
 logger = logging.getLogger("attrace")
 
@@ -43,6 +51,8 @@ class RunOptions:
     encoding: EncodingChoice = "auto"
     guidance: tuple[str, ...] | None = None
     branch: str | tuple[str, ...] = "conditional"
+    contexts: tuple[Context, ...] | None = None
+    """What to record of attention over several contexts at once; None for the references, else the text."""
     key_grid: Grid | None = None
     tokens: tuple[str, ...] | None = None
     self_attention: bool = False
@@ -61,6 +71,17 @@ class _Step:
     call: int
     timestep: HostCopy
     seen: set[SiteKey] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Some keys of an attention call, all of one context."""
+
+    projections: Projections
+    labels: Callable[[], KeyLabels]
+    """Makes their labels, for the first step."""
+    context: Context
+    query_grid: Grid | None
 
 
 def _stops_recording(method: Callable[..., None]) -> Callable[..., None]:
@@ -114,13 +135,28 @@ class DenoiserRecorder:
         """What a reader of the trace should know: guesses, oddities."""
         self._model, self._denoiser, self._candidates = model, denoiser, dict(candidates)
         self._sink, self._writer, self._options = sink, writer, options
-        self._read_timestep = timestep_reader(denoiser)
+        self._read_arguments = argument_reader(denoiser)
         self._copy = HostCopier()
         self._calls = 0
         self._step: _Step | None = None
+        self._waiting: _Step | None = None
+        """A step of which another branch is still to come."""
+        self._branch: str | None = None
+        """The branch that the denoiser is being called for; None if its batch holds all of them."""
+        self._branches: tuple[str, ...] = ()
+        self._calls_of_step = CallsOfStep()
+        self._cache_contexts = CacheContexts(denoiser)
+        self._layout_reader = LayoutReader(
+            _patch_size(denoiser), options.profile.joint or "text-first", options.key_grid
+        )
+        self._tokens: TokenLayout | None = None
+        """Of the call that is under way, where attention is joint."""
+        self._joined: dict[tuple[str, int, int], TokenLayout | None] = {}
+        self._contexts: dict[str, Context] = {}
+        """Of the sites whose keys are all of one, by path."""
         self._first = FirstStep()
         self._call = PipelineCall()
-        self._layouts: dict[int, BatchLayout] = {}
+        self._layouts: dict[tuple[int, str | None], BatchLayout] = {}
         self._shapes: dict[SiteKey, SiteShape] = {}
         self._places: dict[SiteKey, Place] = {}
         self._missing: dict[str, list[int]] = {}
@@ -142,20 +178,22 @@ class DenoiserRecorder:
         for candidates in by_module.values():
             self._methods[self._candidates[candidates[0]]].attach(candidates)
         self._grids.attach()
+        self._cache_contexts.attach()
         self._handles.append(self._denoiser.register_forward_pre_hook(self._begin_step, with_kwargs=True))
         self._handles.append(self._denoiser.register_forward_hook(self._end_step, always_call=True))
 
     def detach(self) -> None:
         """Remove every hook; the model is as it was found."""
-        self._step = None
+        self._step = self._waiting = None
         remove_all(self._handles)
+        self._cache_contexts.detach()
         for method in self._methods.values():
             method.detach()
         self._grids.detach()
 
     def stop(self, problem: AttraceError) -> None:
         """Record nothing more; the model runs on, and the problem is raised at the end."""
-        self._step = None
+        self._step = self._waiting = None
         self.problem = problem
         logger.error("recording stopped: %s", problem)
 
@@ -193,35 +231,77 @@ class DenoiserRecorder:
 
     @_stops_recording
     def _begin_step(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = self._calls
-        self._calls += 1
-        if self.problem is not None or call not in self._options.steps:
-            return
         if self._step is not None:
             raise CaptureError(
                 "the denoiser was called while a call of it was under way (in another thread, or in itself): a "
                 "recording follows one run"
             )
-        self._check_writer()
+        arguments = self._read_arguments(args, kwargs)
+        if self.problem is not None or arguments.get("skip_layers") is not None:
+            return  # the call that SD3's skip-layer guidance adds to a step is of no branch
+        begins = self._begin_branch(arguments)
+        if begins:
+            self._finish_waiting()
+            call = self._calls
+            self._calls += 1
+            if call not in self._options.steps:
+                return
+            self._check_writer()
+            self._watch_schedule()
+            timestep = self._copy(torch.as_tensor(timestep_of(arguments)))
+            self._waiting = _Step(self.steps, call, timestep)
+        if self._waiting is None or not self._is_kept(self._branch):
+            return
+        self._tokens = self._layout_reader.read(arguments) if self._is_joint else None
+        self._step, self._waiting = self._waiting, None
+
+    def _begin_branch(self, arguments: Mapping[str, Any]) -> bool:
+        """Find out which branch a call is for; whether it is the first call of its step."""
         if self.plan is None:
-            self._first = FirstStep()  # what a first step that failed left is forgotten
-            self._layouts.clear()
+            if self._waiting is None:
+                self._first = FirstStep()  # what a first step that failed left is forgotten
+                self._layouts.clear()
             self._call = self._read_call()
-        self._watch_schedule()
-        timestep = self._copy(torch.as_tensor(self._read_timestep(args, kwargs)))
-        self._step = _Step(self.steps, call, timestep)
+        name = self._cache_contexts.name
+        rows = next((one.shape[0] for one in arguments.values() if isinstance(one, torch.Tensor) and one.ndim > 2), 0)
+        options = self._options
+        self._branches = separate_branches(
+            rows, options.samples, named=options.guidance, call=self._call, cache_context=name
+        )
+        if not self._branches:
+            self._branch = None
+            return True
+        self._branch = self._calls_of_step.next(self._branches, name)
+        return len(self._calls_of_step.seen) == 1
+
+    def _is_kept(self, branch: str | None) -> bool:
+        return branch is None or branch in kept_branches(self._options.branch, BatchLayout(self._branches, 1))
 
     @_stops_recording
     def _end_step(self, _module: nn.Module, _args: Any, result: Any) -> None:
         step, self._step = self._step, None
-        if step is None or result is None:  # not recorded, or the model raised
+        if result is None:  # the model raised
+            self._calls_of_step.seen.clear()
+            self._waiting = None
+            return
+        if step is None:
+            return
+        self._waiting = step
+        seen = self._calls_of_step.seen
+        if not any(self._is_kept(branch) for branch in self._branches if branch not in seen):
+            self._finish_waiting()
+
+    def _finish_waiting(self) -> None:
+        """Write the step whose last branch was called."""
+        step, self._waiting = self._waiting, None
+        if step is None:
             return
         if self.plan is None:
             self._begin_traces()
             if self.problem is not None:
                 return
         if not self._options.allow_gaps:
-            for path in {path for path, branch in self._places if (path, branch) not in step.seen}:
+            for path in {site[0] for site in self._places if site not in step.seen}:
                 self._missing.setdefault(path, []).append(step.call)
         finish = partial(self._sink.finish_step, step.number, call=step.call, timestep=step.timestep)
         self._writer.submit(finish, alone=True)
@@ -232,39 +312,99 @@ class DenoiserRecorder:
         step = self._step
         if step is None:
             return
-        if self.plan is None and projections.is_self and not self._options.self_attention:
+        tokens = self._tokens_of(candidate, projections)
+        is_self = projections.is_self and tokens is None and not self._is_replaced(candidate)
+        if self.plan is None and is_self and not self._options.self_attention:
             self._first.self_modules[candidate.module] = None
             return
-        layout = self._layout(projections.query.shape[0])
-        for branch in kept_branches(self._options.branch, layout):
-            self._take_branch(step, candidate, projections, branch, layout.rows(branch))
+        batch = self._layout(projections.query.shape[0])
+        for branch in kept_branches(self._options.branch, batch) if self._branch is None else batch.branches:
+            kept = projections.of_rows(batch.rows(branch))
+            for keys in self._keys(candidate, kept, tokens, is_self=is_self):
+                self._take_keys(step, candidate, branch, keys)
 
-    def _take_branch(
-        self, step: _Step, candidate: Candidate, projections: Projections, branch: str, rows: slice
-    ) -> None:
-        site = (candidate.path, branch)
+    def _keys(
+        self, candidate: Candidate, projections: Projections, tokens: TokenLayout | None, *, is_self: bool
+    ) -> Iterator[_Keys]:
+        """What to record of an attention call, by context."""
+        options = self._options
+        if tokens is not None:
+            contexts = tokens.recorded(options.contexts, self_attention=options.self_attention)
+            for context, part in tokens.split(projections, contexts):
+                yield _Keys(part, partial(tokens.labels, context), context, tokens.query_grid)
+            return
+        queries, keys = projections.query.shape[2], projections.key.shape[2]
+        query_grid = self._grids.of(candidate.path, queries) if self.plan is None else None
+        if self._tokens is not None and self._tokens.picture_tokens == queries:
+            query_grid = self._tokens.query_grid
+        labels = partial(
+            label_keys,
+            candidate.path,
+            keys,
+            profile=options.profile,
+            context="self" if is_self else candidate.context,
+            query_grid=query_grid,
+            key_grid=options.key_grid,
+        )
+        if candidate.path not in self._contexts:
+            self._contexts[candidate.path] = labels().context
+        yield _Keys(projections, labels, self._contexts[candidate.path], query_grid)
+
+    def _take_keys(self, step: _Step, candidate: Candidate, branch: str, keys: _Keys) -> None:
+        site = (candidate.path, branch, keys.context)
         if site in step.seen:
             raise CaptureError(
                 f"{candidate.path} was called twice in one call of the denoiser: leave it out with layers="
             )
         step.seen.add(site)
-        encoded = encode(projections, rows, self._choice(site), self._planned_steps())
+        encoded = encode(keys.projections, self._choice(site), self._planned_steps())
         parts = {name: self._copy(part) for name, part in encoded.parts.items()}
         if self.plan is None:
-            self._first.add(
-                candidate,
-                branch,
-                encoded.shape,
-                parts,
-                is_self=projections.is_self,
-                profile=self._options.profile,
-                grids=self._grids,
-                key_grid=self._options.key_grid,
-            )
+            labels, query_grid = keys.labels(), keys.query_grid
+            self._first.add(candidate, branch, encoded.shape, parts, labels=labels, query_grid=query_grid)
+            self._check_first_step()
             return
         if self._shapes.get(site) != encoded.shape:
             raise CaptureError(_changed(candidate.path, self._shapes.get(site), encoded.shape))
         self._submit(step.number, site, parts)
+
+    # -- attention over several contexts
+
+    @property
+    def _is_joint(self) -> bool:
+        return self._options.profile.joint is not None
+
+    def _is_replaced(self, candidate: Candidate) -> bool:
+        rule = rule_of(self._options.profile, candidate.path)
+        return rule is not None and rule.keys == "replaced"
+
+    def _tokens_of(self, candidate: Candidate, projections: Projections) -> TokenLayout | None:
+        """Where what lies among the tokens of a call; None if its keys are all of one context."""
+        queries, keys = projections.query.shape[2], projections.key.shape[2]
+        rule = rule_of(self._options.profile, candidate.path)
+        if rule is not None and rule.keys == "joined":
+            shape = (candidate.path, queries, keys)
+            if shape not in self._joined:
+                own = next(self._grids.possible(candidate.path), None)
+                self._joined[shape] = joined_layout(queries, keys, own, self._options.key_grid)
+            return self._joined[shape]
+        if not self._is_joint or candidate.place > 0:
+            return None
+        if self._tokens is None:
+            raise CaptureError(
+                f"{candidate.path} attends jointly to text and pictures, and the arguments of "
+                f"{type(self._denoiser).__name__} do not tell where they lie: expected encoder_hidden_states with "
+                "img_ids, img_shapes or a 4-D hidden_states"
+            )
+        if queries == keys == self._tokens.tokens:
+            return self._tokens
+        if queries == keys == self._tokens.picture_tokens:
+            return None  # the pictures among themselves
+        raise CaptureError(
+            f"{candidate.path} attends with {queries} queries to {keys} keys, where the denoiser's call has "
+            f"{self._tokens.tokens} tokens, {self._tokens.picture_tokens} of them of pictures: leave it out with "
+            "layers="
+        )
 
     def _read_call(self) -> PipelineCall:
         if self._model is self._denoiser:
@@ -285,13 +425,14 @@ class DenoiserRecorder:
     # -- the first step
 
     def _layout(self, rows: int) -> BatchLayout:
-        layout = self._layouts.get(rows)
+        layout = self._layouts.get((rows, self._branch))
         if layout is None:
             options = self._options
             # read anew: guidance may be switched off in the middle of a run
             call = self._call if self.plan is None else self._read_call()
-            layout = batch_layout(rows, options.samples, named=options.guidance, profile=options.profile, call=call)
-            self._layouts[rows] = layout
+            named = options.guidance if self._branch is None else (self._branch,)
+            layout = batch_layout(rows, options.samples, named=named, profile=options.profile, call=call)
+            self._layouts[rows, self._branch] = layout
         return layout
 
     def _planned_steps(self) -> int | None:
@@ -324,6 +465,15 @@ class DenoiserRecorder:
             self._submit(0, site.key, parts)
         self._first = FirstStep()
 
+    def _check_first_step(self) -> None:
+        """Stop before a first step that is itself larger than the limit fills the memory."""
+        limit = self._options.limit_bytes
+        if limit is not None and self._first.nbytes > limit:
+            raise SizeLimitError(
+                f"{len(self._first.sites)} sites of the first step alone take {format_bytes(self._first.nbytes)}; "
+                f"limit_bytes allows {format_bytes(limit)}: select fewer layers= or contexts, or raise the limit"
+            )
+
     def _note_guesses(self) -> None:
         """Tell the user, and readers of the trace, which labels are guesses."""
         guesses = self._first.guesses([self._options.profile.guess, *(one.guess for one in self._layouts.values())])
@@ -352,7 +502,7 @@ class DenoiserRecorder:
 
     def _submit_beginning(self, plan: Plan) -> None:
         options = self._options
-        tokens = Tokens(self._model, self._call, options.samples, options.tokens)
+        tokens = Tokens(self._model, self._call, options.samples, options.tokens, options.profile)
         classes = [plan.classes(partial(tokens.of, sample)) for sample in range(options.samples)]
         members = self._manifest_members()
         begin = partial(self._sink.begin, classes, self._planned_steps() or 64, members)
@@ -360,12 +510,12 @@ class DenoiserRecorder:
 
     def _manifest_members(self) -> dict[str, Any]:
         options, call = self._options, self._call
-        (layout,) = self._layouts.values()
+        branches = self._branches or next(iter(self._layouts.values())).branches
         scheduler = getattr(self._model, "scheduler", None)
         return {
             "guidance": Guidance(
-                branches=layout.branches,
-                kept=kept_branches(options.branch, layout),
+                branches=branches,
+                kept=kept_branches(options.branch, BatchLayout(branches, options.samples)),
                 scale=call.guidance_scale if call.guided else None,
             ),
             "scheduler": identify(scheduler) if scheduler is not None else None,
@@ -411,6 +561,11 @@ def format_bytes(count: int) -> str:
             break
         value /= 1000
     return f"{value:.3g} {unit}"
+
+
+def _patch_size(denoiser: nn.Module) -> int:
+    size = getattr(getattr(denoiser, "config", None), "patch_size", None)
+    return size if isinstance(size, int) else 1
 
 
 def _changed(path: str, before: SiteShape | None, now: SiteShape) -> str:

@@ -36,6 +36,8 @@ class Candidate:
     """Attention calls that the module's forward makes."""
     context: Context | None = None
     """What the keys are, where the structure alone tells it."""
+    joint: bool = False
+    """Its keys may be of several contexts, joined after their projections."""
 
 
 def find_denoiser(model: Any, attribute: str | None = None) -> nn.Module:
@@ -68,18 +70,17 @@ def find_candidates(denoiser: nn.Module) -> tuple[Candidate, ...]:
     Raises
     ------
     CaptureError
-        If there is none, or if it attends jointly to its picture and a context, which is not recorded yet.
+        If there is none.
     """
     modules = {path: module for path, module in denoiser.named_modules() if _is_attention(module)}
-    joint = [path for path, module in modules.items() if getattr(module, "add_k_proj", None) is not None]
-    if joint or not modules:
-        why = (
-            f"its attention is joint, with added key projections ({joint[0]})"
-            if joint
-            else ("no module of it has `to_q`, `to_k` and an integer `heads`")
+    if not modules:
+        raise CaptureError(
+            f"{type(denoiser).__name__} has no attention that can be recorded: no module of it has `to_q`, `to_k` and "
+            "an integer `heads`"
         )
-        raise CaptureError(f"{type(denoiser).__name__} has no attention that can be recorded: {why}")
-    return tuple(one for path, module in modules.items() for one in _candidates(path, module))
+    # where some modules add projections for the text, others (Flux's single blocks) get both in one tensor
+    joint = any(getattr(module, "add_k_proj", None) is not None for module in modules.values())
+    return tuple(one for path, module in modules.items() for one in _candidates(path, module, joint=joint))
 
 
 def refuse_hidden(denoiser: nn.Module, candidates: Iterable[Candidate]) -> None:
@@ -136,16 +137,18 @@ def _is_attention(module: nn.Module) -> bool:
     return projections and isinstance(getattr(module, "heads", None), int)
 
 
-def _candidates(path: str, module: nn.Module) -> Iterator[Candidate]:
+def _candidates(path: str, module: nn.Module, *, joint: bool) -> Iterator[Candidate]:
     query, key = module.get_submodule("to_q"), module.get_submodule("to_k")
     heads: int = module.heads  # type: ignore[assignment]
     adapters = getattr(getattr(module, "processor", None), "to_k_ip", None)
     added = list(adapters) if isinstance(adapters, nn.ModuleList) else []
     calls = 1 + len(added)
-    yield Candidate(path, module, query, key, heads, calls=calls)
+    yield Candidate(path, module, query, key, heads, calls=calls, joint=joint)
     for number, added_key in enumerate(added):
         label = f"{path}.processor.to_k_ip.{number}"
-        yield Candidate(label, module, query, added_key, heads, place=1 + number, calls=calls, context="image-prompt")
+        yield Candidate(
+            label, module, query, added_key, heads, place=1 + number, calls=calls, context="image-prompt", joint=joint
+        )
 
 
 def _is_fused(module: nn.Module) -> bool:
@@ -183,12 +186,15 @@ class QueryGrids:
 
     def of(self, path: str, queries: int) -> tuple[int, int] | None:
         """Rows and columns of the queries of a site that is being called; None where they lie on no grid."""
+        return next((grid for grid in self.possible(path) if grid[0] * grid[1] == queries), None)
+
+    def possible(self, path: str) -> Iterator[tuple[int, int]]:
+        """Every grid that the queries of a site that is being called may lie on, the likeliest first."""
         for module in self._ancestors[path]:
             for rows, columns in self._pictures.get(module, []):
                 for factor in (1, 2):
-                    if rows % factor == columns % factor == 0 and rows * columns == queries * factor**2:
-                        return rows // factor, columns // factor
-        return None
+                    if rows % factor == columns % factor == 0:
+                        yield rows // factor, columns // factor
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -207,19 +213,22 @@ def _ancestors(candidate: Candidate, modules: Mapping[str, nn.Module]) -> tuple[
     return tuple(modules[path] for path in paths if path in modules)
 
 
-def timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
-    """A function that finds the timestep among the arguments of a call of the denoiser; NaN where there is none."""
+def argument_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Mapping[str, Any]]:
+    """A function that names the arguments of a call of the denoiser; it finds none where they do not fit."""
     signature = inspect.signature(denoiser.forward)
-    names = [name for name in _TIMESTEP_NAMES if name in signature.parameters]
 
-    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
-            given = signature.bind_partial(*args, **kwargs).arguments
+            return signature.bind_partial(*args, **kwargs).arguments
         except TypeError:
-            return float("nan")  # the call itself is about to fail, with a better message
-        return next((given[name] for name in names if given.get(name) is not None), float("nan"))
+            return {}  # the call itself is about to fail, with a better message
 
     return read
+
+
+def timestep_of(arguments: Mapping[str, Any]) -> Any:
+    """The timestep among the arguments of a call; NaN where there is none."""
+    return next((arguments[name] for name in _TIMESTEP_NAMES if arguments.get(name) is not None), float("nan"))
 
 
 def remove_all(handles: list[RemovableHandle]) -> None:

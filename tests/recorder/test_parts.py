@@ -18,7 +18,7 @@ from attrace.recorder.keys import KeyLabels, label_keys
 from attrace.recorder.plan import SeenSite, plan_groups
 from attrace.recorder.profile import PROFILES, KeyContext, Profile, find_profile, guess_profile
 from attrace.recorder.select import select_steps
-from attrace.recorder.sites import Candidate, QueryGrids, timestep_reader
+from attrace.recorder.sites import Candidate, QueryGrids, argument_reader, timestep_of
 from attrace.recorder.transfer import HostCopier, HostCopy
 from attrace.schemas import InputError, KeySegment
 
@@ -144,25 +144,25 @@ class TestEncode:
     )
     def test_types(self, dtype: torch.dtype, factors: str, scores: str) -> None:
         given = self.projections(dtype)
-        assert encode(given, slice(1, 2), "factors", None).shape.dtype == factors
-        encoded = encode(given, slice(1, 2), "scores", None)
+        assert encode(given.of_rows(slice(1, 2)), "factors", None).shape.dtype == factors
+        encoded = encode(given.of_rows(slice(1, 2)), "scores", None)
         assert encoded.shape.dtype == str(encoded.parts["scores"].dtype).removeprefix("torch.") == scores
         truth = 0.25 * given.query[1:].double() @ given.key[1:].double().transpose(-1, -2)
         torch.testing.assert_close(encoded.parts["scores"].double(), truth, rtol=0, atol=1e-6)
 
     def test_scores_of_half_precision_do_not_overflow(self) -> None:
         large = torch.full((1, 1, 2, 4), 300.0, dtype=torch.float16)
-        encoded = encode(Projections(large, large, 1.0, None, is_self=False), slice(0, 1), "scores", None)
+        encoded = encode(Projections(large, large, 1.0, None, is_self=False).of_rows(slice(0, 1)), "scores", None)
         assert encoded.parts["scores"].unique().tolist() == [360_000.0]
 
     def test_neither_autocast_nor_low_precision_products_touch_the_scores(self) -> None:
         given = self.projections()
-        expected = encode(given, slice(0, 1), "scores", None).parts["scores"]
+        expected = encode(given.of_rows(slice(0, 1)), "scores", None).parts["scores"]
         precision = torch.get_float32_matmul_precision()
         try:
             torch.set_float32_matmul_precision("medium")
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                found = encode(given, slice(0, 1), "scores", None).parts["scores"]
+                found = encode(given.of_rows(slice(0, 1)), "scores", None).parts["scores"]
         finally:
             torch.set_float32_matmul_precision(precision)
         assert found.dtype == torch.float32
@@ -173,17 +173,17 @@ class TestEncode:
         given = Projections(torch.ones(1, 3, 8, 5), torch.ones(1, 3, keys, 5), 1.0, None, is_self=False)
         sizes = {"scores": 8 * keys * steps, "factors": 5 * (8 * steps + keys)}
         assert min(sizes, key=lambda name: sizes[name]) == encoding
-        encoded = encode(given, slice(0, 1), "auto", steps)
+        encoded = encode(given.of_rows(slice(0, 1)), "auto", steps)
         assert encoded.shape.encoding == encoding
 
     def test_masks_that_repeat_over_heads_and_queries_are_masks_of_keys(self) -> None:
         mask = torch.tensor([True, False, True, True])[None, None, None].repeat(2, 3, 8, 1)
-        encoded = encode(self.projections(mask=mask), slice(0, 2), "factors", None)
+        encoded = encode(self.projections(mask=mask).of_rows(slice(0, 2)), "factors", None)
         assert encoded.shape.has_bias
         assert encoded.parts["bias"].tolist() == [[0, -np.inf, 0, 0]] * 2
         mask[1, 2, 3, 0] = False
-        assert encode(self.projections(mask=mask), slice(0, 1), "factors", 1000).shape.has_bias  # the other row
-        changed = encode(self.projections(mask=mask), slice(1, 2), "auto", 1000)
+        assert encode(self.projections(mask=mask).of_rows(slice(0, 1)), "factors", 1000).shape.has_bias  # the other row
+        changed = encode(self.projections(mask=mask).of_rows(slice(1, 2)), "auto", 1000)
         assert (changed.shape.encoding, changed.shape.has_bias) == ("scores", False)
         assert changed.parts["scores"][0, 2, 3].tolist()[:2] == [-np.inf, -np.inf]
 
@@ -208,7 +208,7 @@ class TestPlan:
             "reference.unconditional/4x9h2d8": ["e"],
             "reference/4x9h2d8-4": ["f"],
         }
-        place = plan.places()["g", "conditional"]
+        place = plan.places()["g", "conditional", "reference"]
         assert (place.group, place.layer) == ("reference/4x9h2d8", 2)
 
     def test_estimate(self) -> None:
@@ -268,11 +268,11 @@ def test_timesteps_are_found_by_the_names_of_the_forwards_arguments() -> None:
         def forward(self, sample: Any, t: Any = None, other: Any = None) -> None:
             pass
 
-    read = timestep_reader(Made())
-    assert read((0, 7), {}) == 7
-    assert read((0,), {"t": 8}) == 8
-    assert np.isnan(read((0,), {}))
-    assert np.isnan(read((0, 1, 2, 3, 4), {}))
+    read = argument_reader(Made())
+    assert timestep_of(read((0, 7), {})) == 7
+    assert timestep_of(read((0,), {"t": 8})) == 8
+    assert np.isnan(timestep_of(read((0,), {})))
+    assert np.isnan(timestep_of(read((0, 1, 2, 3, 4), {})))
 
 
 class TestImages:

@@ -56,7 +56,7 @@ def tiny_unet(**members: Any) -> UNet2DConditionModel:
 
 
 def stable_diffusion(**unet: Any) -> StableDiffusionPipeline:
-    return _quiet(
+    return quiet(
         StableDiffusionPipeline(
             **_text_parts(),
             unet=tiny_unet(**unet),
@@ -68,7 +68,7 @@ def stable_diffusion(**unet: Any) -> StableDiffusionPipeline:
 
 
 def instruct_pix2pix() -> StableDiffusionInstructPix2PixPipeline:
-    return _quiet(
+    return quiet(
         StableDiffusionInstructPix2PixPipeline(
             **_text_parts(),
             unet=tiny_unet(in_channels=8),
@@ -88,10 +88,10 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
         transformer_layers_per_block=(1, 2),
     )
     parts = _text_parts()
-    return _quiet(
+    return quiet(
         StableDiffusionXLPipeline(
             **parts,
-            text_encoder_2=CLIPTextModelWithProjection(_text_config()).eval(),
+            text_encoder_2=CLIPTextModelWithProjection(clip_text_config()).eval(),
             tokenizer_2=parts["tokenizer"],
             unet=unet,
             add_watermarker=False,
@@ -113,7 +113,7 @@ def paint_by_example() -> PaintByExamplePipeline:
         ),
         proj_size=32,
     ).eval()
-    return _quiet(
+    return quiet(
         PaintByExamplePipeline(
             vae=_autoencoder(),
             image_encoder=encoder,
@@ -128,7 +128,7 @@ def paint_by_example() -> PaintByExamplePipeline:
 def demo() -> Any:
     """The demo's pipeline, with fewer channels."""
     torch.manual_seed(0)
-    return _quiet(build_pipeline((32, 32), token_channels=32, heads=2))
+    return quiet(build_pipeline((32, 32), token_channels=32, heads=2))
 
 
 def picture(rows: int = 32, columns: int = 32, seed: int = 0) -> PIL.Image.Image:
@@ -157,7 +157,7 @@ def record_for_long(path: str | Path) -> None:
             unet(torch.randn(1, 4, 8, 8, generator=random), LONG - step, encoder_hidden_states=context)
 
 
-def _quiet(pipeline: Any) -> Any:
+def quiet(pipeline: Any) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -166,8 +166,8 @@ def _text_parts() -> dict[str, Any]:
     torch.manual_seed(0)
     return {
         "vae": _autoencoder(),
-        "text_encoder": CLIPTextModel(_text_config()).eval(),
-        "tokenizer": _tokenizer(),
+        "text_encoder": CLIPTextModel(clip_text_config()).eval(),
+        "tokenizer": letter_tokenizer(),
         "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
     }
 
@@ -184,7 +184,7 @@ def _autoencoder() -> AutoencoderKL:
     ).eval()
 
 
-def _text_config() -> CLIPTextConfig:
+def clip_text_config() -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=60,
         hidden_size=32,
@@ -199,7 +199,7 @@ def _text_config() -> CLIPTextConfig:
     )
 
 
-def _tokenizer() -> CLIPTokenizer:
+def letter_tokenizer() -> CLIPTokenizer:
     """Every letter is a token."""
     vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     for letter in "abcdefghijklmnopqrstuvwxyz":
