@@ -9,12 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attrace.recorder.profile import KeyContext, LabelWarning, Profile
+    from attrace.recorder.profile import MUTUAL_ATTENTION, REFERENCE_NETWORK, KeyContext, LabelWarning, Profile
     from attrace.recorder.recording import Recording, Statistics, record
 
-__all__ = ["KeyContext", "LabelWarning", "Profile", "Recording", "Statistics", "record"]
+__all__ = [
+    "MUTUAL_ATTENTION",
+    "REFERENCE_NETWORK",
+    "KeyContext",
+    "LabelWarning",
+    "Profile",
+    "Recording",
+    "Statistics",
+    "record",
+]
 
 _HOMES = {
+    "MUTUAL_ATTENTION": "profile",
+    "REFERENCE_NETWORK": "profile",
     "KeyContext": "profile",
     "LabelWarning": "profile",
     "Profile": "profile",

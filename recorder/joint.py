@@ -115,8 +115,8 @@ def refuse_unknown_layout(denoiser: nn.Module) -> None:
     names = inspect.signature(denoiser.forward).parameters
     if "encoder_hidden_states" not in names or not any(name in names for name in _PICTURES):
         raise CaptureError(
-            f"the attention of {type(denoiser).__name__} is joint, with added key projections, and its arguments do not "
-            f"tell where text and pictures lie: expected encoder_hidden_states and one of {', '.join(_PICTURES)}"
+            f"the attention of {type(denoiser).__name__} is joint, with added key projections, and its arguments do "
+            f"not tell where text and pictures lie: expected encoder_hidden_states and one of {', '.join(_PICTURES)}"
         )
 
 

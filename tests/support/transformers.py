@@ -25,21 +25,15 @@ from diffusers import (
 from diffusers.models import attention_dispatch, attention_processor
 from diffusers.models.transformers import transformer_flux, transformer_qwenimage
 from numpy.typing import NDArray
+from support.models import clip_text_config, letter_tokenizer, quiet
 from torch import Tensor
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
-
-from support.models import clip_text_config, letter_tokenizer, quiet
 
 TEXT_TOKENS = 12
 """Of T5, as the tests ask for them."""
@@ -135,17 +129,26 @@ def qwen_image_edit(pipeline: Any = QwenImageEditPipeline) -> Any:
         latents_mean=[0.0] * latent,
         latents_std=[1.0] * latent,
     ).eval()
-    tokenizer = _qwen_tokenizer()
     return quiet(
         pipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(),
             vae=vae,
-            text_encoder=_qwen_encoder(tokenizer),
-            tokenizer=tokenizer,
-            processor=Qwen2VLProcessor(_qwen_pictures(), tokenizer, None),
+            text_encoder=None,
+            tokenizer=None,
+            processor=None,
             transformer=transformer,
         )
     )
+
+
+def qwen_prompts(words: int = 9, negative_words: int = 5) -> dict[str, Any]:
+    """What its text encoder would give (which needs torchvision), for a prompt and a negative one."""
+    random = torch.Generator().manual_seed(3)
+    prompts: dict[str, Any] = {"prompt": None}
+    for name, count in (("prompt", words), ("negative_prompt", negative_words)):
+        prompts[f"{name}_embeds"] = torch.randn(1, count, 16, generator=random)
+        prompts[f"{name}_embeds_mask"] = torch.ones(1, count, dtype=torch.long)
+    return prompts
 
 
 def qwen_image_edit_plus() -> QwenImageEditPlusPipeline:
@@ -164,11 +167,11 @@ class JointCall:
     def scores(self, row: int = 0) -> NDArray[np.float64]:
         """(head, query, key)."""
         query, key = self.query[row].transpose(0, 1), self.key[row].transpose(0, 1)
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        scores: Tensor = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         if self.mask is not None:
             mask = self.mask[row] if self.mask.ndim == 2 else self.mask[row, 0, 0]
             scores = scores.masked_fill(~mask.bool(), -torch.inf)
-        return scores.numpy()
+        return np.asarray(scores)
 
 
 @dataclass
@@ -197,6 +200,8 @@ def joint_calls(transformer: Any) -> Iterator[JointCalls]:
     ]
 
     def note(query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+        if not running:  # of the autoencoder
+            return
         query, key = query.double().clone(), key.double().clone()
         calls.by_path.setdefault(running[-1], []).append(JointCall(query, key, mask))
 
@@ -258,49 +263,3 @@ def _t5_tokenizer() -> T5Tokenizer:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0)]
     pieces += [(letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
     return T5Tokenizer(vocab=pieces, extra_ids=0)
-
-
-_QWEN_WORDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-
-
-def _qwen_tokenizer() -> Qwen2Tokenizer:
-    """Every byte is a token."""
-    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
-
-    vocabulary = {letter: number for number, letter in enumerate(bytes_to_unicode().values())}
-    tokenizer = Qwen2Tokenizer(vocab=vocabulary | {"<|endoftext|>": len(vocabulary)}, merges=[])
-    tokenizer.add_special_tokens({"additional_special_tokens": list(_QWEN_WORDS[1:])})
-    return tokenizer
-
-
-def _qwen_pictures() -> Qwen2VLImageProcessor:
-    return Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56)
-
-
-def _qwen_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    numbers = tokenizer.get_vocab()
-    return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(
-            text_config={
-                "vocab_size": len(tokenizer),
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
-                "rope_theta": 1000000.0,
-            },
-            vision_config={
-                "depth": 1,
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_heads": 2,
-                "out_hidden_size": 16,
-            },
-            image_token_id=numbers["<|image_pad|>"],
-            video_token_id=numbers["<|video_pad|>"],
-            vision_start_token_id=numbers["<|vision_start|>"],
-            vision_end_token_id=numbers["<|vision_end|>"],
-        )
-    ).eval()
