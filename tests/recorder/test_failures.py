@@ -87,7 +87,9 @@ class TestRefusedBeforeTheRun:
 
     def test_joint_attention(self, tmp_path: Path) -> None:
         joint = Attention(query_dim=8, heads=2, dim_head=4, added_kv_proj_dim=8, processor=AttnAddedKVProcessor2_0())
-        self.refuse(CaptureError, "joint", joint, tmp_path / "run.zarr")
+        self.refuse(
+            CaptureError, "is joint.*expected encoder_hidden_states", nn.Sequential(joint), tmp_path / "run.zarr"
+        )
 
     def test_mask_of_another_size_than_the_input(self, pipeline: Any, tmp_path: Path) -> None:
         pictures = {"input": models.picture(16, 16), "mask": models.box_mask(16, 24)}
