@@ -7,7 +7,7 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +23,9 @@ TAIL_BYTES: Final = 2**17
 
 MAX_CONTENTS_BYTES: Final = 2**28
 """Largest table of contents that is read: that of some two million entries."""
+
+MAX_WHOLE_BYTES: Final = 2**28
+"""Largest file that is read whole from a server that does not answer range requests."""
 
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 """What stands before the bytes of an entry: a signature, and the lengths of the name and of what follows it."""
@@ -62,9 +65,23 @@ class ObstoreObject:
     def read(self, start: int, end: int) -> bytes:
         """The bytes from `start` up to `end`."""
         import obstore
+        from obstore.exceptions import BaseError
+
+        if "whole" not in self.__dict__:
+            try:
+                return bytes(obstore.get_range(self.store, self.name, start=start, end=end))
+            except BaseError as error:
+                if not _says_no_ranges(error) or self.size > MAX_WHOLE_BYTES:
+                    raise _as_system_error(self.url, error) from error
+        return self.whole[start:end]
+
+    @cached_property
+    def whole(self) -> bytes:
+        """All of it, read once: from a server that does not answer range requests."""
+        import obstore
 
         with _obstore_errors(self.url):
-            return bytes(obstore.get_range(self.store, self.name, start=start, end=end))
+            return bytes(obstore.get(self.store, self.name).bytes())
 
 
 @dataclass(frozen=True)
@@ -265,16 +282,26 @@ def _slice(byte_range: ByteRequest | None) -> slice:
 
 
 @contextmanager
-def _obstore_errors(url: str) -> Any:
+def _obstore_errors(url: str) -> Iterator[None]:
     """Turn what obstore raises, which is no error of the system, into one."""
-    from obstore.exceptions import BaseError, NotSupportedError
+    from obstore.exceptions import BaseError
 
     try:
         yield
-    except NotSupportedError as error:
-        raise OSError(
+    except BaseError as error:
+        raise _as_system_error(url, error) from error
+
+
+def _as_system_error(url: str, error: Exception) -> OSError:
+    if _says_no_ranges(error):
+        return OSError(
             f"{url}: the server does not answer range requests, by which a packed trace is read: download the file, or "
             "put the trace there unpacked"
-        ) from error
-    except BaseError as error:
-        raise OSError(f"{url} cannot be read: {str(error).partition(chr(10))[0]}") from error
+        )
+    return OSError(f"{url} cannot be read: {str(error).partition(chr(10))[0]}")
+
+
+def _says_no_ranges(error: Exception) -> bool:
+    from obstore.exceptions import NotSupportedError
+
+    return isinstance(error, NotSupportedError) or "non-partial response" in str(error)

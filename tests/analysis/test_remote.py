@@ -86,9 +86,15 @@ def test_an_unpacked_trace_is_served_too(folder: Path) -> None:
         )
 
 
-def test_a_server_without_ranges_is_named(folder: Path) -> None:
-    with serving(folder, ranges=False) as served, pytest.raises(OSError, match="does not answer range requests"):
-        open_trace(f"{served.address}/run.zip")
+def test_from_a_server_without_ranges_a_small_file_is_read_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(folder, ranges=False) as served:
+        np.testing.assert_array_equal(
+            ulam(open_trace(f"{served.address}/run.zip")), ulam(open_trace(folder / "run.zarr"))
+        )
+        assert len(served.requests) == 3  # its length, the range that was asked for, and all of it
+        monkeypatch.setattr("attrace.analysis.remote.MAX_WHOLE_BYTES", 1000)
+        with pytest.raises(OSError, match="does not answer range requests"):
+            open_trace(f"{served.address}/run.zip")
 
 
 @pytest.mark.parametrize("kind", ["http", "memory"])
