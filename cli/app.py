@@ -9,6 +9,7 @@ import click
 
 from attrace.cli.demo import demo
 from attrace.cli.errors import as_failure
+from attrace.cli.export_trace import export
 from attrace.cli.info import info
 from attrace.cli.maps import maps
 from attrace.cli.options import examples
@@ -52,5 +53,5 @@ def main(debug: bool) -> None:
     """
 
 
-for _command in (demo, record, info, verify, maps, sram, plot, score, precompute, pack, unpack):
+for _command in (demo, record, info, verify, maps, sram, plot, score, precompute, pack, unpack, export):
     main.add_command(_command)

@@ -36,10 +36,15 @@ def write_maps(maps: Maps, path: Path, *, overwrite: bool) -> None:
     writer = writer_for(path, directions_of(maps))
     if overwrite and path.is_dir() and not _is_ours(path):
         raise FileExistsError(f"{path} is a folder that attrace maps did not write: choose another path")
+    write_beside(path, lambda partial: writer(maps, partial))
+
+
+def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file or folder beside its place, and move it there once it is whole."""
     partial = path.with_name(f".{path.name}.partial{path.suffix}")
     _remove(partial)
     try:
-        writer(maps, partial)
+        write(partial)
         _remove(path)
         partial.replace(path)
     finally:
@@ -51,10 +56,10 @@ def writer_for(path: Path, directions: Collection[str]) -> Callable[[Maps, Path]
     writers = {".npz": _write_npz, ".zarr": _write_zarr, ".nc": _write_netcdf}
     if path.suffix not in writers:
         raise click.UsageError(f"{path}: expected a name that ends in {', '.join(writers)}")
-    if path.suffix == ".nc" and len(directions) > 1 and not _netcdf_has_groups():
+    if path.suffix == ".nc" and len(directions) > 1 and not netcdf_has_groups():
         raise click.UsageError(
-            f"{path}: netCDF with a group for each direction needs h5netcdf (pip install h5netcdf); choose one "
-            "--direction, or write .npz or .zarr"
+            f"{path}: netCDF with a group for each direction needs h5netcdf (pip install 'attrace[netcdf]'); choose "
+            "one --direction, or write .npz or .zarr"
         )
     return writers[path.suffix]
 
@@ -82,14 +87,15 @@ def _write_zarr(maps: Maps, path: Path) -> None:
 
 
 def _write_netcdf(maps: Maps, path: Path) -> None:
-    if _netcdf_has_groups():
+    if netcdf_has_groups():
         _tree(maps).to_netcdf(path)
         return
     (dataset,) = _datasets(maps).values()
     dataset.to_netcdf(path, engine="scipy")
 
 
-def _netcdf_has_groups() -> bool:
+def netcdf_has_groups() -> bool:
+    """Whether a library that writes groups is installed."""
     return any(find_spec(library) for library in ("h5netcdf", "netCDF4"))
 
 
@@ -106,7 +112,7 @@ def _datasets(maps: Maps) -> dict[str, xr.Dataset]:
     return {
         direction: xr.Dataset(
             {
-                name.rpartition("_")[0]: _with_plain_labels(heat)
+                name.rpartition("_")[0]: with_plain_labels(heat)
                 for name, heat in maps.items()
                 if name.endswith(f"_{direction}")
             },
@@ -116,7 +122,7 @@ def _datasets(maps: Maps) -> dict[str, xr.Dataset]:
     }
 
 
-def _with_plain_labels(heat: xr.DataArray) -> xr.DataArray:
+def with_plain_labels(heat: xr.DataArray) -> xr.DataArray:
     """A map whose attributes and text coordinates every format can hold; Zarr has no type for fixed-length text."""
     texts = {name: values.astype(object) for name, values in heat.coords.items() if values.dtype.kind == "U"}
     return heat.assign_coords(texts).assign_attrs(_json_attributes(heat))
