@@ -103,8 +103,8 @@ ReadRow = Callable[[dict[str, Any], int, int, int], NDArray[np.float64] | None]
 
 
 def _run_example(monkeypatch: pytest.MonkeyPatch, made: MadeTrace) -> dict[str, Any]:
-    """The names that the document's example defines, run beside a trace called run.zarr."""
-    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    """The names that the document's first example defines, run beside a trace called run.zarr."""
+    example, *_ = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
     assert "attrace." not in example
     monkeypatch.chdir(made.path.parent)
     names: dict[str, Any] = {}
