@@ -57,6 +57,11 @@ class TokenLayout:
         return sum(one.count for one in self.segments if one.context != "text")
 
     @property
+    def own_pictures(self) -> slice:
+        """The generated picture among the tokens of pictures, of which it is the first."""
+        return slice(0, next(one.count for one in self.segments if one.context == "self"))
+
+    @property
     def query_grid(self) -> Grid | None:
         """Rows and columns of the generated picture."""
         return next(one.grid for one in self.segments if one.context == "self")

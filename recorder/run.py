@@ -337,6 +337,8 @@ class DenoiserRecorder:
         query_grid = self._grids.of(candidate.path, queries) if self.plan is None else None
         if self._tokens is not None and self._tokens.picture_tokens == queries:
             query_grid = self._tokens.query_grid
+            if candidate.place > 0:  # an IP-Adapter's call has the queries of every picture
+                projections = projections.of_queries(self._tokens.own_pictures)
         labels = partial(
             label_keys,
             candidate.path,

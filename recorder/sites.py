@@ -14,6 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from attrace.schemas import CaptureError, Context, InputError
 
 _TIMESTEP_NAMES = ("timestep", "timesteps", "t")
+_PARALLEL = "to_qkv_mlp_proj"
+_ADDED = ("add_k_proj", _PARALLEL)
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ def find_candidates(denoiser: nn.Module) -> tuple[Candidate, ...]:
     """Every attention call of the denoiser that can be recorded, in the order of its modules.
 
     A candidate is a module with `to_q` and `to_k` and a number of heads: so are the attention modules of diffusers,
-    of the original latent diffusion code and of what was built on either. An IP-Adapter adds one candidate for each
-    of its key projections.
+    of the original latent diffusion code and of what was built on either. The single blocks of Flux 2 have one
+    projection for everything (`to_qkv_mlp_proj`), so only their attention call tells queries from keys. An
+    IP-Adapter adds one candidate for each of its key projections.
 
     Raises
     ------
@@ -79,7 +82,7 @@ def find_candidates(denoiser: nn.Module) -> tuple[Candidate, ...]:
             "an integer `heads`"
         )
     # where some modules add projections for the text, others (Flux's single blocks) get both in one tensor
-    joint = any(getattr(module, "add_k_proj", None) is not None for module in modules.values())
+    joint = any(getattr(module, name, None) is not None for module in modules.values() for name in _ADDED)
     return tuple(one for path, module in modules.items() for one in _candidates(path, module, joint=joint))
 
 
@@ -133,12 +136,22 @@ def shorten(names: Sequence[str], most: int = 6) -> str:
 
 
 def _is_attention(module: nn.Module) -> bool:
-    projections = all(isinstance(getattr(module, name, None), nn.Module) for name in ("to_q", "to_k"))
-    return projections and isinstance(getattr(module, "heads", None), int)
+    return _projections(module) is not None and isinstance(getattr(module, "heads", None), int)
+
+
+def _projections(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """What makes a module's queries, and what its keys."""
+    for query, key in (("to_q", "to_k"), (_PARALLEL, _PARALLEL)):
+        found = getattr(module, query, None), getattr(module, key, None)
+        if isinstance(found[0], nn.Module) and isinstance(found[1], nn.Module):
+            return found[0], found[1]
+    return None
 
 
 def _candidates(path: str, module: nn.Module, *, joint: bool) -> Iterator[Candidate]:
-    query, key = module.get_submodule("to_q"), module.get_submodule("to_k")
+    projections = _projections(module)
+    assert projections is not None
+    query, key = projections
     heads: int = module.heads  # type: ignore[assignment]
     adapters = getattr(getattr(module, "processor", None), "to_k_ip", None)
     added = list(adapters) if isinstance(adapters, nn.ModuleList) else []

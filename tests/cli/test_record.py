@@ -12,6 +12,7 @@ import torch
 from click.testing import Result
 from support.commands import examples_of
 from support.models import box_mask, demo, paint_by_example, picture, stable_diffusion
+from support.transformers import flux_kontext
 
 from attrace.analysis import open_trace
 from attrace.cli import main
@@ -127,6 +128,21 @@ def test_a_text_pipeline_records_its_tokens(run: Run, tmp_path: Path) -> None:
     trace = open_trace("run.zarr")
     assert trace.context == "text"
     assert trace.manifest.classes[0].tokens is not None
+
+
+def test_joint_attention_is_found_by_the_class_of_the_pipeline(run: Run, tmp_path: Path) -> None:
+    flux_kontext().save_pretrained(tmp_path / "kontext")
+    picture(40, 24).save("reference.png")
+    sizes = {"height": 32, "width": 48, "max_area": 32 * 48, "_auto_resize": "false", "max_sequence_length": 12}
+    inputs = [
+        f"--input={name}={value}" for name, value in {"prompt": "a cat", "image": "@reference.png", **sizes}.items()
+    ]
+    arguments = ["--pipeline", "kontext", *inputs, "--steps", "2", "--reference", "image", "-o", "run.zarr"]
+    for context, keys in (("reference", 15), ("text", 12)):
+        result = run("record", *arguments, "--context", context, "--overwrite")
+        assert result.exit_code == 0, result.output
+        (one,) = open_trace(tmp_path / "run.zarr").manifest.classes
+        assert (one.context, one.keys, one.has_lse, one.query_grid) == (context, keys, True, (4, 6))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, QwenImageTransformer2DModel
 from diffusers.models import attention_dispatch
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 from support import models, transformers
@@ -249,6 +250,52 @@ def flux_call(text: int = 7) -> dict[str, Any]:
         "txt_ids": torch.zeros(text, 3),
         "return_dict": False,
     }
+
+
+def test_flux_2_has_references_and_one_projection_for_everything(tmp_path: Path) -> None:
+    denoiser, random = transformers.flux2_transformer(), models.noise()
+    pictures = [(0, ROWS, COLUMNS), (10, 3, 3), (20, 2, 5)]  # number, rows, columns, as Flux2Pipeline numbers them
+    places = [(n, row, column, 0) for n, rows, columns in pictures for row in range(rows) for column in range(columns)]
+    call = {
+        "hidden_states": torch.randn(1, len(places), 16, generator=random),
+        "encoder_hidden_states": torch.randn(1, 7, 32, generator=random),
+        "timestep": torch.tensor([0.5]),
+        "guidance": torch.tensor([4.0]),
+        "img_ids": torch.tensor([places]),
+        "txt_ids": torch.zeros(1, 7, 4, dtype=torch.long),
+        "return_dict": False,
+    }
+    with torch.no_grad(), transformers.joint_calls(denoiser) as calls:
+        expected = denoiser(**call)[0]
+        calls.by_path.clear()
+        with record(denoiser, tmp_path / "run.zarr"):
+            found = denoiser(**call)[0]
+    assert torch.equal(found, expected)
+    (one,) = read_manifest(tmp_path / "run.zarr").classes
+    assert [site.path for site in one.sites] == ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"]
+    assert [part.grid for part in one.key_segments] == [(3, 3), (2, 5)]
+    queries = slice(7, 7 + GENERATED)
+    compare_with_model(tmp_path / "run.zarr", calls, {"reference": slice(queries.stop, None)}, queries)
+
+
+def test_an_ip_adapter_beside_joint_attention(tmp_path: Path) -> None:
+    denoiser = transformers.flux_transformer()
+    path = "transformer_blocks.0.attn"
+    adapter = FluxIPAdapterAttnProcessor(hidden_size=32, cross_attention_dim=32, num_tokens=(17,))
+    denoiser.get_submodule(path).set_processor(adapter)
+    call = flux_call()
+    # the generated picture and a reference of 2 x 2
+    call["img_ids"] = torch.cat([call["img_ids"], torch.tensor([[1.0, i // 2, i % 2] for i in range(4)])])
+    call["hidden_states"] = torch.randn(1, GENERATED + 4, 16, generator=models.noise())
+    call["joint_attention_kwargs"] = {"ip_hidden_states": [torch.randn(1, 1, 17, 32, generator=models.noise())]}
+    with torch.no_grad(), record(denoiser, tmp_path / "run.zarr"):
+        denoiser(**call)
+    found = {one.context: one for one in read_manifest(tmp_path / "run.zarr").classes}
+    assert set(found) == {"reference", "image-prompt"}
+    adapted = found["image-prompt"]
+    assert [site.path for site in adapted.sites] == [f"{path}.processor.to_k_ip.0"]
+    assert (adapted.query_grid, adapted.keys, adapted.has_lse) == ((ROWS, COLUMNS), 17, False)
+    assert [(part.kind, part.grid) for part in adapted.key_segments] == [("cls", None), ("patch", (4, 4))]
 
 
 class TestStableDiffusion3:

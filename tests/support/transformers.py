@@ -13,6 +13,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -23,7 +24,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from diffusers.models import attention_dispatch, attention_processor
-from diffusers.models.transformers import transformer_flux, transformer_qwenimage
+from diffusers.models.transformers import transformer_flux, transformer_flux2, transformer_qwenimage
 from numpy.typing import NDArray
 from support.models import clip_text_config, letter_tokenizer, quiet
 from torch import Tensor
@@ -189,7 +190,11 @@ def joint_calls(transformer: Any) -> Iterator[JointCalls]:
     """
     calls = JointCalls()
     running: list[str] = []
-    paths = {path: module for path, module in transformer.named_modules() if hasattr(module, "to_q")}
+    paths = {
+        path: module
+        for path, module in transformer.named_modules()
+        if hasattr(module, "to_q") or path.endswith(".attn")
+    }
     handles = [
         handle
         for path, module in paths.items()
@@ -221,6 +226,7 @@ def joint_calls(transformer: Any) -> Iterator[JointCalls]:
 
     places = [
         (transformer_flux, "dispatch_attention_fn", dispatched),
+        (transformer_flux2, "dispatch_attention_fn", dispatched),
         (transformer_qwenimage, "dispatch_attention_fn", dispatched),
         (attention_processor, "F", Functional()),
     ]
@@ -263,3 +269,19 @@ def _t5_tokenizer() -> T5Tokenizer:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0)]
     pieces += [(letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
     return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def flux2_transformer() -> Flux2Transformer2DModel:
+    """One double block, and one single block whose projections are one."""
+    torch.manual_seed(0)
+    return Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+    ).eval()
