@@ -26,7 +26,7 @@ from attrace.analysis.archive import ZipWriter, zip_writer
 from attrace.analysis.derived import open_derived
 from attrace.analysis.store import StoredArray, StoredTrace, open_store
 from attrace.analysis.trace import Layers, Numbers, Trace, match_layers, trace_of
-from attrace.schemas import InputError, Manifest, Omitted, SiteClass
+from attrace.schemas import InputError, Manifest, Omitted, SiteClass, terms_of_use
 from attrace.schemas.layout import (
     DERIVED,
     DERIVED_STEPS,
@@ -185,7 +185,7 @@ def _manifest(manifest: Manifest, cut: _Cut, *, licence: str | None, citation: s
         }
     if manifest.status == "recording":  # what is copied of a trace that was never closed is closed
         changes["status"] = "interrupted"
-    changes |= {name: text for name, text in (("licence", licence), ("citation", citation)) if text is not None}
+    changes |= terms_of_use(licence, citation)
     omitted = _omitted(manifest, cut)
     if omitted is not None and omitted != manifest.omitted:
         changes |= {"omitted": omitted, "id": _id_of_copy(omitted, cut)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -77,6 +78,13 @@ def byte_size(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
 
 
+def text_or_file(value: str | None) -> str | None:
+    """A text, or with `@` before its name the content of a file."""
+    if value is None or not value.startswith("@"):
+        return value
+    return Path(value[1:]).read_text(encoding="utf-8")
+
+
 def _numbers(text: str, count: int, separator: str, expected: str) -> list[int]:
     parts = text.lower().split(separator)
     if len(parts) != count or not all(part.strip().isdecimal() for part in parts):
@@ -86,6 +94,8 @@ def _numbers(text: str, count: int, separator: str, expected: str) -> list[int]:
 
 trace_argument = click.argument("trace", metavar="TRACE")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+licence_option = click.option("--licence", metavar="TEXT", help="Terms of use, such as CC-BY-4.0.")
+citation_option = click.option("--citation", metavar="TEXT", help="How to cite the trace; @FILE reads it from a file.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 size_option = click.option(
     "--size", type=size, metavar="ROWSxCOLUMNS", help="Rows and columns of the maps; by default the finest grid."

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attrace.cli.options import comma_list, examples, overwrite_option, step_range, trace_argument
+from attrace.cli.options import (
+    citation_option,
+    comma_list,
+    examples,
+    licence_option,
+    overwrite_option,
+    step_range,
+    text_or_file,
+    trace_argument,
+)
 from attrace.cli.output import bytes_text, check_output, chunk_progress, say
 
 if TYPE_CHECKING:
@@ -28,8 +37,8 @@ if TYPE_CHECKING:
 @click.option("--steps", type=step_range, metavar="FIRST:LAST", help="Keep these steps, both ends included.")
 @click.option("--only", type=click.Choice(("derived",)), help="Keep only the maps that attrace precompute made.")
 @click.option("--codec", metavar="NAME", help="Compress anew: zstd-1 to zstd-22, or none.")
-@click.option("--licence", metavar="TEXT", help="Terms of use, such as CC-BY-4.0.")
-@click.option("--citation", metavar="TEXT", help="How to cite the trace; @FILE reads it from a file.")
+@licence_option
+@citation_option
 @overwrite_option
 def pack(
     trace: str,
@@ -76,10 +85,3 @@ def unpack(packed: Path, trace: Path, overwrite: bool) -> None:
 
     check_output(trace, overwrite=overwrite)
     click.echo(str(unpack_trace(packed, trace, overwrite=overwrite)))
-
-
-def text_or_file(value: str | None) -> str | None:
-    """A text, or with `@` before its name the content of a file."""
-    if value is None or not value.startswith("@"):
-        return value
-    return Path(value[1:]).read_text(encoding="utf-8")

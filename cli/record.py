@@ -14,7 +14,16 @@ import click
 
 from attrace.cli.errors import recorder_needed
 from attrace.cli.inputs import read_inputs, stored_picture
-from attrace.cli.options import CONTEXTS, byte_size, examples, overwrite_option, size
+from attrace.cli.options import (
+    CONTEXTS,
+    byte_size,
+    citation_option,
+    examples,
+    licence_option,
+    overwrite_option,
+    size,
+    text_or_file,
+)
 from attrace.cli.output import bytes_text, check_output, say
 
 if TYPE_CHECKING:
@@ -71,6 +80,8 @@ if TYPE_CHECKING:
 @click.option("--self-attention", is_flag=True, help="Record self-attention too.")
 @click.option("--allow-gaps", is_flag=True, help="Accept layers that some steps skip.")
 @click.option("--no-prompts", is_flag=True, help="Keep no prompt and no token text.")
+@licence_option
+@citation_option
 @overwrite_option
 def record(
     source: str,
@@ -90,6 +101,7 @@ def record(
     layers: tuple[str, ...],
     limit: int | None,
     no_prompts: bool,
+    citation: str | None,
     overwrite: bool,
     **options: Any,
 ) -> None:
@@ -130,6 +142,7 @@ def record(
             revision=revision,
             limit_bytes=limit,
             prompts=not no_prompts,
+            citation=text_or_file(citation),
             overwrite=overwrite,
             **options,
         ) as recording:

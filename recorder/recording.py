@@ -33,7 +33,7 @@ from attrace.recorder.sink import TraceSink
 from attrace.recorder.sites import Candidate, find_candidates, find_denoiser, refuse_hidden, select_candidates
 from attrace.recorder.store import TraceStore, check_room, new_manifest_fields
 from attrace.recorder.writer import BackgroundWriter
-from attrace.schemas import AttraceError, Context, InputError, Manifest, Status
+from attrace.schemas import AttraceError, Context, InputError, Manifest, Status, terms_of_use
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -79,6 +79,8 @@ def record(
     model_id: str | None = None,
     revision: str | None = None,
     prompts: bool = True,
+    licence: str | None = None,
+    citation: str | None = None,
     codec: Codec = "zstd",
     queue_bytes: int = 256 * 2**20,
     limit_bytes: int | None = None,
@@ -133,6 +135,10 @@ def record(
         Where the model is from, for the manifest; a diffusers pipeline knows its own `model_id`.
     prompts
         Keep prompts and their tokens in the trace.
+    licence
+        Terms under which the trace may be used: an SPDX expression such as `CC-BY-4.0`, or a line of text.
+    citation
+        How to cite the trace: text, or a BibTeX or CFF block.
     codec
         Compression: `"zstd"` or `"none"`.
     queue_bytes
@@ -205,6 +211,7 @@ def record(
         "seed": seed,
         "software": software_versions(),
         **dtype_and_device(denoiser),
+        **terms_of_use(licence, citation),
     }
     output = _Output(paths, _one_of("codec", codec, ("zstd", "none")), queue_bytes, overwrite)
     return Recording(model, denoiser, {one: methods[one.path] for one in candidates}, options, output, images, manifest)

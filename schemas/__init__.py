@@ -23,7 +23,7 @@ from attrace.schemas.manifest import (
     Site,
     SiteClass,
 )
-from attrace.schemas.validation import parse_manifest
+from attrace.schemas.validation import parse_manifest, terms_of_use
 from attrace.schemas.words import Context, Direction, Encoding, KeyKind, Level, Status
 
 __all__ = [
@@ -58,4 +58,5 @@ __all__ = [
     "image_array",
     "parse_manifest",
     "root_arrays",
+    "terms_of_use",
 ]

@@ -7,11 +7,11 @@ import re
 import reprlib
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from attrace.schemas.errors import TraceFormatError, TraceVersionError
-from attrace.schemas.manifest import FORMAT, VERSION, Manifest
+from attrace.schemas.errors import InputError, TraceFormatError, TraceVersionError
+from attrace.schemas.manifest import FORMAT, VERSION, Label, Manifest, Text
 
 
 def parse_manifest(value: Any, *, where: str) -> Manifest:
@@ -46,6 +46,24 @@ def parse_manifest(value: Any, *, where: str) -> Manifest:
     except (ValueError, TypeError, RecursionError) as error:
         problems = f"expected plain JSON, found {error}"
     raise TraceFormatError(f"the manifest of {where} breaks the format: {problems}")
+
+
+def terms_of_use(licence: str | None, citation: str | None) -> dict[str, str]:
+    """The members of a manifest that say how a trace may be used and cited: those that are given, checked.
+
+    Raises
+    ------
+    InputError
+        If the licence is no line of text, or the citation is too long or no printable text.
+    """
+    kinds = {"licence": TypeAdapter(Label), "citation": TypeAdapter(Text)}
+    given = {name: text for name, text in (("licence", licence), ("citation", citation)) if text is not None}
+    for name, text in given.items():
+        try:
+            kinds[name].validate_python(text)
+        except ValidationError as error:
+            raise InputError(f"{name}: {error.errors()[0]['msg']}; found {reprlib.repr(text)}") from error
+    return given
 
 
 def _check_version(version: Any, where: str) -> None:

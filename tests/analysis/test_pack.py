@@ -231,6 +231,8 @@ class TestParts:
             ({"codec": "zstd"}, InputError),
             ({"codec": "zstd-23"}, InputError),
             ({"codec": "gzip"}, InputError),
+            ({"licence": "two\nlines"}, InputError),
+            ({"citation": "\x1b[2J"}, InputError),
             ({"layers": "nowhere.*"}, SelectionError),
             ({"steps": 6}, SelectionError),
         ],

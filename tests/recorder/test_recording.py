@@ -18,7 +18,7 @@ from support.reading import read_array, read_manifest, read_scores
 from torch import Tensor
 
 from attrace.recorder import KeyContext, LabelWarning, Profile, record
-from attrace.schemas import Manifest
+from attrace.schemas import InputError, Manifest
 
 
 def run(pipeline: Any, prompt: Any = "a cat", **arguments: Any) -> Any:
@@ -321,6 +321,12 @@ class TestManifest:
         assert "dog" not in manifest.model_dump_json()
         assert manifest.call_arguments["num_images_per_prompt"] == 1
         assert all(one.tokens is None for one in manifest.classes)
+
+    def test_a_licence_and_a_citation_are_kept(self, tmp_path: Path) -> None:
+        manifest = self.record(tmp_path / "run.zarr", licence="CC-BY-4.0", citation="A. Author, 2026")
+        assert (manifest.licence, manifest.citation) == ("CC-BY-4.0", "A. Author, 2026")
+        with pytest.raises(InputError, match="licence"):
+            self.record(tmp_path / "other.zarr", licence="two\nlines")
 
     def test_the_estimate_is_logged_after_the_first_step(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
