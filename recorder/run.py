@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from attrace.recorder.call import PipelineCall, read_call
 from attrace.recorder.capture import METHODS, CaptureMethod, Projections
+from attrace.recorder.contexts import ContextSplitter, KeysOfContext
 from attrace.recorder.encode import EncodingChoice, SiteShape, encode
 from attrace.recorder.first_step import FirstStep
 from attrace.recorder.guidance import (
@@ -26,10 +27,9 @@ from attrace.recorder.guidance import (
     kept_branches,
     separate_branches,
 )
-from attrace.recorder.joint import LayoutReader, TokenLayout, joined_layout
-from attrace.recorder.keys import Grid, KeyLabels, Tokens, label_keys
+from attrace.recorder.keys import Grid, Tokens
 from attrace.recorder.plan import Place, Plan, SiteKey, plan_groups
-from attrace.recorder.profile import LabelWarning, Profile, rule_of
+from attrace.recorder.profile import LabelWarning, Profile
 from attrace.recorder.provenance import identify
 from attrace.recorder.select import StepSelection
 from attrace.recorder.sink import TraceSink
@@ -71,17 +71,6 @@ class _Step:
     call: int
     timestep: HostCopy
     seen: set[SiteKey] = field(default_factory=set)
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """Some keys of an attention call, all of one context."""
-
-    projections: Projections
-    labels: Callable[[], KeyLabels]
-    """Makes their labels, for the first step."""
-    context: Context
-    query_grid: Grid | None
 
 
 def _stops_recording(method: Callable[..., None]) -> Callable[..., None]:
@@ -146,14 +135,6 @@ class DenoiserRecorder:
         self._branches: tuple[str, ...] = ()
         self._calls_of_step = CallsOfStep()
         self._cache_contexts = CacheContexts(denoiser)
-        self._layout_reader = LayoutReader(
-            _patch_size(denoiser), options.profile.joint or "text-first", options.key_grid
-        )
-        self._tokens: TokenLayout | None = None
-        """Of the call that is under way, where attention is joint."""
-        self._joined: dict[tuple[str, int, int], TokenLayout | None] = {}
-        self._contexts: dict[str, Context] = {}
-        """Of the sites whose keys are all of one, by path."""
         self._first = FirstStep()
         self._call = PipelineCall()
         self._layouts: dict[tuple[int, str | None], BatchLayout] = {}
@@ -162,6 +143,14 @@ class DenoiserRecorder:
         self._missing: dict[str, list[int]] = {}
         self._handles: list[RemovableHandle] = []
         self._grids = QueryGrids(denoiser, candidates)
+        self._contexts = ContextSplitter(
+            denoiser,
+            self._grids,
+            profile=options.profile,
+            wanted=options.contexts,
+            self_attention=options.self_attention,
+            key_grid=options.key_grid,
+        )
         self._schedule: Any = None
         self._methods_by_path = {candidate.path: name for candidate, name in candidates.items()}
         self._methods: dict[str, CaptureMethod] = {
@@ -184,6 +173,8 @@ class DenoiserRecorder:
 
     def detach(self) -> None:
         """Remove every hook; the model is as it was found."""
+        if self._waiting is not None and self.plan is not None:
+            self._note(f"call {self._waiting.call} is left out: not every branch of it was called")
         self._step = self._waiting = None
         remove_all(self._handles)
         self._cache_contexts.detach()
@@ -252,7 +243,7 @@ class DenoiserRecorder:
             self._waiting = _Step(self.steps, call, timestep)
         if self._waiting is None or not self._is_kept(self._branch):
             return
-        self._tokens = self._layout_reader.read(arguments) if self._is_joint else None
+        self._contexts.begin(arguments)
         self._step, self._waiting = self._waiting, None
 
     def _begin_branch(self, arguments: Mapping[str, Any]) -> bool:
@@ -312,47 +303,18 @@ class DenoiserRecorder:
         step = self._step
         if step is None:
             return
-        tokens = self._tokens_of(candidate, projections)
-        is_self = projections.is_self and tokens is None and not self._is_replaced(candidate)
-        if self.plan is None and is_self and not self._options.self_attention:
+        is_own = self._contexts.is_own(candidate, projections)
+        if self.plan is None and is_own and not self._options.self_attention:
             self._first.self_modules[candidate.module] = None
             return
         batch = self._layout(projections.query.shape[0])
         for branch in kept_branches(self._options.branch, batch) if self._branch is None else batch.branches:
             kept = projections.of_rows(batch.rows(branch))
-            for keys in self._keys(candidate, kept, tokens, is_self=is_self):
-                self._take_keys(step, candidate, branch, keys)
+            for keys in self._contexts.split(candidate, kept):
+                if self.problem is None:
+                    self._take_keys(step, candidate, branch, keys)
 
-    def _keys(
-        self, candidate: Candidate, projections: Projections, tokens: TokenLayout | None, *, is_self: bool
-    ) -> Iterator[_Keys]:
-        """What to record of an attention call, by context."""
-        options = self._options
-        if tokens is not None:
-            contexts = tokens.recorded(options.contexts, self_attention=options.self_attention)
-            for context, part in tokens.split(projections, contexts):
-                yield _Keys(part, partial(tokens.labels, context), context, tokens.query_grid)
-            return
-        queries, keys = projections.query.shape[2], projections.key.shape[2]
-        query_grid = self._grids.of(candidate.path, queries) if self.plan is None else None
-        if self._tokens is not None and self._tokens.picture_tokens == queries:
-            query_grid = self._tokens.query_grid
-            if candidate.place > 0:  # an IP-Adapter's call has the queries of every picture
-                projections = projections.of_queries(self._tokens.own_pictures)
-        labels = partial(
-            label_keys,
-            candidate.path,
-            keys,
-            profile=options.profile,
-            context="self" if is_self else candidate.context,
-            query_grid=query_grid,
-            key_grid=options.key_grid,
-        )
-        if candidate.path not in self._contexts:
-            self._contexts[candidate.path] = labels().context
-        yield _Keys(projections, labels, self._contexts[candidate.path], query_grid)
-
-    def _take_keys(self, step: _Step, candidate: Candidate, branch: str, keys: _Keys) -> None:
+    def _take_keys(self, step: _Step, candidate: Candidate, branch: str, keys: KeysOfContext) -> None:
         site = (candidate.path, branch, keys.context)
         if site in step.seen:
             raise CaptureError(
@@ -369,44 +331,6 @@ class DenoiserRecorder:
         if self._shapes.get(site) != encoded.shape:
             raise CaptureError(_changed(candidate.path, self._shapes.get(site), encoded.shape))
         self._submit(step.number, site, parts)
-
-    # -- attention over several contexts
-
-    @property
-    def _is_joint(self) -> bool:
-        return self._options.profile.joint is not None
-
-    def _is_replaced(self, candidate: Candidate) -> bool:
-        rule = rule_of(self._options.profile, candidate.path)
-        return rule is not None and rule.keys == "replaced"
-
-    def _tokens_of(self, candidate: Candidate, projections: Projections) -> TokenLayout | None:
-        """Where what lies among the tokens of a call; None if its keys are all of one context."""
-        queries, keys = projections.query.shape[2], projections.key.shape[2]
-        rule = rule_of(self._options.profile, candidate.path)
-        if rule is not None and rule.keys == "joined":
-            shape = (candidate.path, queries, keys)
-            if shape not in self._joined:
-                own = next(self._grids.possible(candidate.path), None)
-                self._joined[shape] = joined_layout(queries, keys, own, self._options.key_grid)
-            return self._joined[shape]
-        if not self._is_joint or candidate.place > 0:
-            return None
-        if self._tokens is None:
-            raise CaptureError(
-                f"{candidate.path} attends jointly to text and pictures, and the arguments of "
-                f"{type(self._denoiser).__name__} do not tell where they lie: expected encoder_hidden_states with "
-                "img_ids, img_shapes or a 4-D hidden_states"
-            )
-        if queries == keys == self._tokens.tokens:
-            return self._tokens
-        if queries == keys == self._tokens.picture_tokens:
-            return None  # the pictures among themselves
-        raise CaptureError(
-            f"{candidate.path} attends with {queries} queries to {keys} keys, where the denoiser's call has "
-            f"{self._tokens.tokens} tokens, {self._tokens.picture_tokens} of them of pictures: leave it out with "
-            "layers="
-        )
 
     def _read_call(self) -> PipelineCall:
         if self._model is self._denoiser:
@@ -469,11 +393,14 @@ class DenoiserRecorder:
 
     def _check_first_step(self) -> None:
         """Stop before a first step that is itself larger than the limit fills the memory."""
-        limit = self._options.limit_bytes
-        if limit is not None and self._first.nbytes > limit:
-            raise SizeLimitError(
-                f"{len(self._first.sites)} sites of the first step alone take {format_bytes(self._first.nbytes)}; "
-                f"limit_bytes allows {format_bytes(limit)}: select fewer layers= or contexts, or raise the limit"
+        limit, first = self._options.limit_bytes, self._first
+        if limit is not None and first.nbytes > limit:
+            self._first = FirstStep()
+            self.stop(
+                SizeLimitError(
+                    f"{len(first.sites)} sites of the first step alone take {format_bytes(first.nbytes)}; limit_bytes "
+                    f"allows {format_bytes(limit)}: select fewer layers= or contexts, or raise the limit"
+                )
             )
 
     def _note_guesses(self) -> None:
@@ -563,11 +490,6 @@ def format_bytes(count: int) -> str:
             break
         value /= 1000
     return f"{value:.3g} {unit}"
-
-
-def _patch_size(denoiser: nn.Module) -> int:
-    size = getattr(getattr(denoiser, "config", None), "patch_size", None)
-    return size if isinstance(size, int) else 1
 
 
 def _changed(path: str, before: SiteShape | None, now: SiteShape) -> str:
