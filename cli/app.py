@@ -19,6 +19,7 @@ from attrace.cli.precompute import precompute
 from attrace.cli.record import record
 from attrace.cli.score import score
 from attrace.cli.sram import sram
+from attrace.cli.transfer import pull, push
 from attrace.cli.verify import verify
 
 
@@ -53,5 +54,5 @@ def main(debug: bool) -> None:
     """
 
 
-for _command in (demo, record, info, verify, maps, sram, plot, score, precompute, pack, unpack, export):
+for _command in (demo, record, info, verify, maps, sram, plot, score, precompute, pack, unpack, export, push, pull):
     main.add_command(_command)

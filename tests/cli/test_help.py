@@ -50,6 +50,9 @@ def test_every_option_says_what_it_does(command: click.Command) -> None:
 def test_every_example_works(example: list[str], run: Run) -> None:
     box_mask().save("mask.png")
     shutil.make_archive("packed", "zip", "run.zarr")
+    if example[0] in ("push", "pull"):
+        fsspec = pytest.importorskip("fsspec")
+        fsspec.filesystem("memory").put("run.zarr", "/example/run.zarr", recursive=True)
     result = run(*example)
     assert result.exit_code == 0, (result.output, result.exception)
 

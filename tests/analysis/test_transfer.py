@@ -1,0 +1,168 @@
+"""Pushing and pulling traces: resumed, verified, and nothing half there. `hf://` is a stand-in for the real one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.traces import make_trace
+
+from attrace.analysis import open_trace, pack
+from attrace.analysis.transfer import pull, push
+from attrace.analysis.verify import verify
+from attrace.schemas import InputError, TraceExistsError, TraceFormatError, TraceNotFoundError
+
+fsspec = pytest.importorskip("fsspec")
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_trace(tmp_path_factory.mktemp("made") / "run.zarr").path
+
+
+@pytest.fixture(autouse=True)
+def memory() -> Iterator[Any]:
+    filesystem = fsspec.filesystem("memory")
+    yield filesystem
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_there_and_back(trace: Path, tmp_path: Path) -> None:
+    done = push(trace, "memory://a/run.zarr")
+    assert (done.files, done.sent) == (len(_files(trace)),) * 2
+    assert open_trace("memory://a/run.zarr").steps == 3
+    pull("memory://a/run.zarr", tmp_path / "again.zarr")
+    assert _files(tmp_path / "again.zarr") == _files(trace)
+    assert [path.name for path in tmp_path.iterdir()] == ["again.zarr"]
+
+
+def test_a_packed_trace(trace: Path, tmp_path: Path) -> None:
+    packed = pack(trace, tmp_path / "run.zip")
+    push(packed, "memory://run.zip")
+    pull("memory://run.zip", tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == packed.read_bytes()
+    for source, url in ((packed, "memory://run.zarr"), (trace, "memory://run.zip")):
+        with pytest.raises(InputError, match=r"ends in \.zip"):
+            push(source, url)
+
+
+def test_to_a_folder(trace: Path, tmp_path: Path) -> None:
+    push(trace, f"file://{tmp_path}/sent.zarr")
+    assert verify(tmp_path / "sent.zarr").sound
+
+
+def test_a_push_goes_on_and_mends_what_differs(trace: Path, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    send, sent = memory.put_file, 0
+
+    def breaking(*arguments: Any, **options: Any) -> None:
+        nonlocal sent
+        if sent == 10:
+            raise ConnectionError("gone")
+        sent += 1
+        send(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "put_file", lambda _, *arguments, **options: breaking(*arguments, **options))
+        with pytest.raises(ConnectionError):
+            push(trace, "memory://a/run.zarr")
+    with pytest.raises(TraceNotFoundError):  # the root comes last
+        open_trace("memory://a/run.zarr")
+    assert push(trace, "memory://a/run.zarr").sent == len(_files(trace)) - 10
+    name = "/a/run.zarr/time/c/0"
+    memory.pipe_file(name, b"?" * memory.size(name))
+    assert push(trace, "memory://a/run.zarr").sent == 1
+    assert push(trace, "memory://a/run.zarr").sent == 0
+
+
+def test_what_arrives_changed_is_an_error(trace: Path, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(memory), "put_file", lambda self, _, path: self.pipe_file(path, b"?"))
+    with pytest.raises(OSError, match="not what was sent"):
+        push(trace, "memory://a/run.zarr")
+
+
+def test_a_pull_goes_on(trace: Path, tmp_path: Path) -> None:
+    push(trace, "memory://a/run.zarr")
+    shutil.copytree(trace, tmp_path / ".run.zarr.partial.zarr")
+    (tmp_path / ".run.zarr.partial.zarr/zarr.json").unlink()
+    (tmp_path / ".run.zarr.partial.zarr/time/c/0").write_bytes(b"")
+    assert pull("memory://a/run.zarr", tmp_path / "run.zarr").sent == 2
+    assert _files(tmp_path / "run.zarr") == _files(trace)
+    with pytest.raises(TraceExistsError):
+        pull("memory://a/run.zarr", tmp_path / "run.zarr")
+
+
+def test_damage_is_found_and_not_kept(trace: Path, tmp_path: Path, memory: Any) -> None:
+    push(trace, "memory://a/run.zarr")
+    name = "/a/run.zarr/reference/64x16h2d8/query/c/1/0/0/0/0"
+    memory.pipe_file(name, b"?" * memory.size(name))
+    with pytest.raises(TraceFormatError, match="query/c/1/0/0/0/0"):
+        pull("memory://a/run.zarr", tmp_path / "run.zarr")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(TraceNotFoundError):
+        pull("memory://nothing/run.zarr", tmp_path / "run.zarr")
+
+
+def test_a_dataset_repository(trace: Path, tmp_path: Path, memory: Any) -> None:
+    """A file system that fsspec finds under `hf` and that knows its own prefix; the real one needs the hub."""
+    filesystem = type("Hub", (type(memory),), {"protocol": "hf", "root_marker": "", "store": {}, "pseudo_dirs": [""]})
+    fsspec.register_implementation("hf", filesystem, clobber=True)
+    push(trace, "hf://datasets/me/traces/run.zarr")
+    pull("hf://datasets/me/traces/run.zarr", tmp_path / "run.zarr")
+    assert _files(tmp_path / "run.zarr") == _files(trace)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a real S3 server on this machine."""
+    rclone = shutil.which("rclone")
+    if rclone is None:
+        pytest.skip("no rclone, whose `serve s3` is the server")
+    pytest.importorskip("obstore")
+    (tmp_path / "served/bucket").mkdir(parents=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [rclone, "serve", "s3", str(tmp_path / "served"), "--addr", address, "--auth-key", "key,secret"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy())
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": f"http://{address}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) == 0:
+                    break
+            time.sleep(0.1)
+        yield "s3://bucket"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_an_object_store(trace: Path, tmp_path: Path, bucket: str) -> None:
+    assert push(trace, f"{bucket}/a/run.zarr").sent == len(_files(trace))
+    assert push(trace, f"{bucket}/a/run.zarr").sent == 0
+    assert verify(f"{bucket}/a/run.zarr").sound
+    pull(f"{bucket}/a/run.zarr", tmp_path / "run.zarr")
+    assert _files(tmp_path / "run.zarr") == _files(trace)
+    push(pack(trace, tmp_path / "run.zip"), f"{bucket}/run.zip")
+    assert open_trace(f"{bucket}/run.zip").steps == 3
+    pull(f"{bucket}/run.zip", tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == (tmp_path / "run.zip").read_bytes()
