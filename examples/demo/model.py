@@ -22,10 +22,12 @@ class ReferenceEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Size of a token.
     frequencies
         Number of octaves in the position features.
+    positions
+        Whether a token knows its place in the reference.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, channels: int = 96, frequencies: int = 4) -> None:
+    def __init__(self, channels: int = 96, frequencies: int = 4, positions: bool = True) -> None:  # noqa: ARG002 read from the configuration
         super().__init__()
         self.patches = nn.PixelUnshuffle(PATCH)
         self.content = nn.Sequential(
@@ -52,6 +54,9 @@ class ReferenceEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
             (sample, token, channels); tokens run over the rows of the patch grid.
         """
         content = self.content(self.patches(reference))
+        if not self.config.positions:
+            without_positions: Tensor = self.norm(content.flatten(2).transpose(1, 2))
+            return without_positions
         rows, columns = content.shape[2:]
         row, column = (
             (torch.arange(count, device=reference.device, dtype=reference.dtype) + 0.5) * 2 / count - 1

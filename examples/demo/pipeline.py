@@ -137,17 +137,39 @@ def scene_condition(masked_scene: Tensor, mask: Tensor, box: Tensor) -> Tensor:
 
 
 def build_pipeline(
-    channels: tuple[int, int] = (64, 96), *, token_channels: int = 96, heads: int = 4
+    channels: tuple[int, int] = (64, 96),
+    *,
+    token_channels: int = 96,
+    heads: int = 4,
+    positions: bool = True,
+    fine_attention: bool = True,
 ) -> ReferenceInpaintPipeline:
-    """The demo's pipeline with untrained weights, drawn from torch's global generator."""
+    """The demo's pipeline with untrained weights, drawn from torch's global generator.
+
+    Parameters
+    ----------
+    channels
+        Of the two levels of the U-Net: 16 x 16 and 8 x 8 patches.
+    token_channels
+        Size of a token of the reference.
+    heads
+        Attention heads of every layer.
+    positions
+        Whether the tokens of the reference know their places.
+    fine_attention
+        Whether the 16 x 16 level has attention, too.
+    """
+    down_block, up_block = (
+        ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if fine_attention else ("DownBlock2D", "UpBlock2D")
+    )
     unet = UNet2DConditionModel(
         sample_size=SIZE // PATCH,
         in_channels=UNET_CHANNELS,
         out_channels=3 * PATCH**2,
         block_out_channels=channels,
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=(down_block, "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", up_block),
         attention_head_dim=heads,  # diffusers reads this name as the number of heads
         cross_attention_dim=token_channels,
         norm_num_groups=16,
@@ -159,7 +181,7 @@ def build_pipeline(
         timestep_spacing="trailing",
         clip_sample=False,
     )
-    return ReferenceInpaintPipeline(unet, ReferenceEncoder(token_channels), scheduler)
+    return ReferenceInpaintPipeline(unet, ReferenceEncoder(token_channels, positions=positions), scheduler)
 
 
 def to_tensor(picture: Picture) -> Tensor:

@@ -2,6 +2,10 @@
 
 Two CPU cores are enough. The learning rate is warmed up, held, and falls to zero over the last steps, so a run can be
 continued with another number of steps (`--resume`). Weights are averaged exponentially; the average is what is saved.
+
+Beside the model of the demo there are variants of it, for the study of what the scores tell (docs/study.md):
+`no-positions`, whose tokens do not know their places in the reference; `coarse`, with attention at 8 x 8 patches only;
+and `supervised`, whose first and last layer are told in training where each patch comes from.
 """
 
 from __future__ import annotations
@@ -12,14 +16,20 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
 
 import click
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from attrace.demo.data import SampleMaker, Samples
+from attrace.demo.data import SampleMaker, Samples, reference_position
+from attrace.demo.model import PATCH
 from attrace.demo.pipeline import ReferenceInpaintPipeline, build_pipeline, scene_condition
+
+Variant = Literal["plain", "no-positions", "coarse", "supervised"]
 
 PHOTOGRAPHS = ("astronaut", "rocket", "hubble_deep_field", "brick", "grass", "gravel")
 """Public-domain pictures of scikit-image that textures are cut from in training."""
@@ -50,6 +60,14 @@ class Settings:
     """Weight of the error outside the mask, where the scene is given."""
     noisy_share: float = 0.5
     """Share of samples drawn from the noisiest fifth of the timesteps, where only the reference can help."""
+    variant: Variant = "plain"
+    """What is different from the demo's model."""
+    attention_weight: float = 0.02
+    """Weight of the attention's cross-entropy with the true places, where that is supervised."""
+
+    def build(self) -> ReferenceInpaintPipeline:
+        """The untrained pipeline."""
+        return build_pipeline(positions=self.variant != "no-positions", fine_attention=self.variant != "coarse")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step."""
@@ -86,22 +104,89 @@ def predict(pipeline: ReferenceInpaintPipeline, samples: Samples, timesteps: Ten
     return prediction
 
 
+class AttentionSupervision:
+    """Cross-entropy of attention layers with the true places, of the patches inside the mask.
+
+    Used as a context around the call of the U-Net.
+
+    Parameters
+    ----------
+    layers
+        Cross-attention modules of diffusers whose queries are a grid as fine as the keys'.
+    """
+
+    def __init__(self, layers: Sequence[Attention]) -> None:
+        self._layers = layers
+        self._projected: dict[nn.Module, Tensor] = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Self:
+        for layer in self._layers:
+            self._hooks += [part.register_forward_hook(self._keep) for part in (layer.to_q, layer.to_k)]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _keep(self, module: nn.Module, _inputs: object, output: Tensor) -> None:
+        self._projected[module] = output
+
+    def error(self, samples: Samples, kept: Tensor) -> Tensor:
+        """Mean over layers, heads and patches; `kept` (sample) is 0 where the reference was dropped."""
+        places, inside = true_tokens(samples)
+        inside = inside & (kept[:, None] > 0)
+        errors = []
+        for layer in self._layers:
+            query, key = (
+                self._projected[part].unflatten(2, (layer.heads, -1)).transpose(1, 2)
+                for part in (layer.to_q, layer.to_k)
+            )
+            logarithms = F.log_softmax(query @ key.transpose(2, 3) * layer.scale, dim=-1).mean(1)
+            errors.append(F.nll_loss(logarithms[inside], places[inside]))
+        return torch.stack(errors).mean()
+
+
+def true_tokens(samples: Samples) -> tuple[Tensor, Tensor]:
+    """For each patch of the scene, the token of the reference that it comes from, and whether it lies in the mask.
+
+    Returns
+    -------
+    places
+        int64 (sample, patch).
+    inside
+        bool (sample, patch): wholly inside the mask.
+    """
+    position = F.avg_pool2d(reference_position(samples.box), PATCH)
+    count = position.shape[-1]
+    column, row = ((position + 1) / 2 * count).long().clamp(0, count - 1).unbind(1)
+    inside = F.avg_pool2d(samples.mask, PATCH)[:, 0] == 1
+    return (row * count + column).flatten(1), inside.flatten(1)
+
+
 class Trainer:
     """A pipeline in training, its optimiser and its averaged weights."""
 
     def __init__(self, settings: Settings, seed: int, *, compiled: bool = False) -> None:
         torch.manual_seed(seed)
         self.settings = settings
-        self.pipeline = build_pipeline()
-        self.averaged = build_pipeline()
+        self.pipeline = settings.build()
+        self.averaged = settings.build()
         self.networks = nn.ModuleList([self.pipeline.unet, self.pipeline.reference_encoder])
         self.averaged_networks = nn.ModuleList([self.averaged.unet, self.averaged.reference_encoder])
         self.averaged_networks.load_state_dict(deepcopy(self.networks.state_dict()))
         self.optimiser = torch.optim.AdamW(self.networks.parameters(), lr=settings.learning_rate, weight_decay=1e-3)
         self.maker = SampleMaker(seed, load_photographs(PHOTOGRAPHS))
         self.step = 0
+        unet = self.pipeline.unet
+        supervised = [unet.down_blocks[0], unet.up_blocks[-1]] if settings.variant == "supervised" else []
+        self.supervision = AttentionSupervision(
+            [block.attentions[-1].transformer_blocks[0].attn2 for block in supervised]
+        )
         if compiled:
-            self.pipeline.unet.compile()
+            unet.compile()
 
     def train_step(self) -> float:
         """One optimiser step on new samples; the masked error."""
@@ -113,16 +198,20 @@ class Trainer:
         encoder = self.pipeline.reference_encoder
         with_gaps = encoder.register_forward_hook(lambda _module, _inputs, tokens: tokens * keep[:, None, None])
         noise = torch.randn(self.settings.batch, 48, 16, 16)
-        prediction = predict(self.pipeline, samples, timesteps, noise)
+        with self.supervision as supervision:
+            prediction = predict(self.pipeline, samples, timesteps, noise)
         with_gaps.remove()
-        loss = masked_error(prediction, samples.scene, samples.mask, self.settings.outside_weight)
+        painted = masked_error(prediction, samples.scene, samples.mask, self.settings.outside_weight)
+        loss = painted
+        if self.settings.variant == "supervised":
+            loss = painted + self.settings.attention_weight * supervision.error(samples, keep)
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
         self.optimiser.step()
         self._average()
         self.step += 1
-        return float(loss.detach())
+        return float(painted.detach())
 
     def _timesteps(self) -> Tensor:
         noisy = torch.rand(self.settings.batch) < self.settings.noisy_share
@@ -141,9 +230,11 @@ class Trainer:
         noise = torch.randn(len(samples.scene), 48, 16, 16, generator=torch.Generator().manual_seed(0))
         return float(masked_error(predict(self.averaged, samples, timesteps, noise), samples.scene, samples.mask))
 
-    def save(self, folder: Path) -> None:
-        """Save the averaged pipeline (half precision) and all that is needed to continue."""
-        deepcopy(self.averaged).to(torch.float16).save_pretrained(folder / "pipeline")
+    def save(self, folder: Path, *, also: Path | None = None) -> None:
+        """Save the averaged pipeline (half precision), `also` in a second place, and all that is needed to continue."""
+        half = deepcopy(self.averaged).to(torch.float16)
+        for place in filter(None, [folder / "pipeline", also]):
+            half.save_pretrained(place)
         state = {
             "step": self.step,
             "networks": self.networks.state_dict(),
@@ -169,11 +260,23 @@ class Trainer:
 @click.option("--decay-steps", default=1200, help="Last steps, over which the learning rate falls to zero.")
 @click.option("--seed", default=1, help="Of weights, samples and noise.")
 @click.option("--save-every", default=500, help="Steps between two saves.")
+@click.option("--variant", type=click.Choice(get_args(Variant)), default="plain", help="Which model.")
+@click.option("--keep", is_flag=True, help="Keep the pipeline of every save, as OUTPUT/steps/STEP.")
 @click.option("--resume", is_flag=True, help="Continue the run that is in OUTPUT.")
 @click.option("--compiled", is_flag=True, help="Compile the U-Net first: minutes at the start, a quarter faster after.")
-def main(output: Path, steps: int, decay_steps: int, seed: int, save_every: int, resume: bool, compiled: bool) -> None:
+def main(
+    output: Path,
+    steps: int,
+    decay_steps: int,
+    seed: int,
+    save_every: int,
+    variant: Variant,
+    keep: bool,
+    resume: bool,
+    compiled: bool,
+) -> None:
     """Train, log and save."""
-    trainer = Trainer(Settings(steps=steps, decay_steps=decay_steps), seed, compiled=compiled)
+    trainer = Trainer(Settings(steps=steps, decay_steps=decay_steps, variant=variant), seed, compiled=compiled)
     validation = SampleMaker(10_000 + seed, load_photographs(HELD_OUT_PHOTOGRAPHS)).make(64)
     output.mkdir(parents=True, exist_ok=True)
     if resume:
@@ -194,7 +297,7 @@ def main(output: Path, steps: int, decay_steps: int, seed: int, save_every: int,
                 log.flush()
                 click.echo(json.dumps(row), err=True)
             if trainer.step % save_every == 0 or trainer.step == steps:
-                trainer.save(output)
+                trainer.save(output, also=output / "steps" / f"{trainer.step:05d}" if keep else None)
 
 
 if __name__ == "__main__":
