@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers.models.attention_processor import Attention
 
+from attrace.demo.data import SampleMaker
 from attrace.demo.pipeline import ReferenceInpaintPipeline
 
 train = pytest.importorskip("attrace.demo.train")
@@ -21,6 +24,47 @@ def test_training_saves_a_pipeline_and_can_be_continued(tmp_path: Path) -> None:
     assert again.exit_code == 0, again.output
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3]
+
+
+@pytest.mark.parametrize("variant", ["no-positions", "coarse", "supervised"])
+def test_variants_train_and_are_kept(tmp_path: Path, variant: str) -> None:
+    options = ["--steps", "1", "--decay-steps", "1", "--variant", variant, "--keep"]
+    run = CliRunner().invoke(train.main, [str(tmp_path), *options])
+    assert run.exit_code == 0, run.output
+    pipeline = ReferenceInpaintPipeline.from_pretrained(tmp_path / "steps" / "00001", local_files_only=True)
+    attention = [name for name, module in pipeline.unet.named_modules() if name.endswith("attn2")]
+    assert len(attention) == (4 if variant == "coarse" else 7)
+    reference = torch.zeros(1, 3, 64, 64)
+    tokens = pipeline.reference_encoder(reference.to(pipeline.reference_encoder.dtype))
+    inner = tokens.unflatten(1, (16, 16))[:, 2:-2, 2:-2].flatten(1, 2)  # nearer to the edge the convolutions see it
+    same_everywhere = bool((inner == inner[:, :1]).all())
+    assert same_everywhere == (variant == "no-positions")
+
+
+def test_true_tokens_of_a_reference_that_fills_the_scene() -> None:
+    maker = SampleMaker(0)
+    samples = maker.place(
+        torch.zeros(1, 3, 64, 64), silhouette=torch.tensor([[40.0, 0.0, 4.0]]), box=torch.tensor([[0, 0, 64, 64]])
+    )
+    places, inside = train.true_tokens(samples)
+    assert places[0].tolist() == list(range(256))
+    assert inside.float().mean() > 0.9
+
+
+def test_supervision_is_least_where_attention_is_right() -> None:
+    samples = SampleMaker(0).make(2)
+    places, _ = train.true_tokens(samples)
+    layer = Attention(query_dim=256, cross_attention_dim=256, heads=1, dim_head=256, bias=False)
+    for part in (layer.to_q, layer.to_k):
+        torch.nn.init.eye_(part.weight)
+    keys = torch.eye(256).expand(2, -1, -1)
+    with train.AttentionSupervision([layer]) as supervision:
+        layer(400 * torch.nn.functional.one_hot(places, 256).float(), encoder_hidden_states=keys)
+        right = supervision.error(samples, torch.ones(2))
+        layer(torch.zeros(2, 256, 256), encoder_hidden_states=keys)
+        uniform = supervision.error(samples, torch.ones(2))
+    assert float(right.detach()) == pytest.approx(0, abs=1e-3)
+    assert float(uniform.detach()) == pytest.approx(math.log(256), rel=1e-5)
 
 
 def test_the_error_counts_the_mask_only() -> None:
