@@ -10,10 +10,12 @@ from attrace.analysis.precompute import precompute
 from attrace.analysis.sram import sram
 from attrace.analysis.tokens import token_map
 from attrace.analysis.trace import Trace, open_trace
+from attrace.analysis.traces import Traces, open_traces
 
 __all__ = [
     "Box",
     "Trace",
+    "Traces",
     "bounding_box",
     "correspondence",
     "hlam",
@@ -22,6 +24,7 @@ __all__ = [
     "llam",
     "marginals",
     "open_trace",
+    "open_traces",
     "pack",
     "precompute",
     "sram",

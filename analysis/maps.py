@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -20,6 +20,7 @@ from attrace.analysis.marginals import (
 )
 from attrace.analysis.resize import resize
 from attrace.analysis.trace import Layers, SelectedClass, Trace
+from attrace.analysis.traces import Traces, map_each
 from attrace.analysis.weights import Keys, Queries, Weights, key_weights, picture_segment, query_weights
 from attrace.schemas import Direction, InputError, Level, SiteClass
 from attrace.schemas.words import DIRECTIONS
@@ -47,7 +48,7 @@ _LONG_NAMES: Final[dict[Level, str]] = {
 
 
 def ulam(
-    trace: Trace,
+    trace: Trace | Traces,
     *,
     direction: Direction = "r2g",
     size: Size | None = None,
@@ -61,7 +62,7 @@ def ulam(
     Parameters
     ----------
     trace
-        The trace, or a selection of it.
+        The trace, or a selection of it; or many, whose maps then lie along `trace`, with the metadata of each.
     direction
         `r2g`: where in the generated picture the reference acts, a map over the generated picture. `g2r`: which parts
         of the reference are used, a map over the reference.
@@ -100,11 +101,13 @@ def ulam(
     clamped at 0, and all pairs are averaged with equal weight. A step in which a site was not called is left out of
     its mean. I2AM (arXiv 2407.12331), section 3.
     """
+    if isinstance(trace, Traces):
+        return _of_each(trace, ulam, direction, size, layers=layers, queries=queries, keys=keys, density=density)
     return attribution_map(trace, "ulam", direction, size, layers, queries, keys, density=density)
 
 
 def tlam(
-    trace: Trace,
+    trace: Trace | Traces,
     *,
     direction: Direction = "r2g",
     groups: int | None = None,
@@ -138,13 +141,16 @@ def tlam(
     SelectionError
         If `layers` names no layer.
     """
+    if isinstance(trace, Traces):
+        grouped = partial(tlam, groups=groups, group_size=group_size)
+        return _of_each(trace, grouped, direction, size, layers=layers, queries=queries, keys=keys, density=density)
     spans = time_groups(trace, groups, group_size)
     maps = attribution_map(trace, "tlam", direction, size, layers, queries, keys, spans, density=density)
     return maps.assign_coords(time_group_coordinates(trace, spans))
 
 
 def hlam(
-    trace: Trace,
+    trace: Trace | Traces,
     *,
     direction: Direction = "r2g",
     size: Size | None = None,
@@ -162,11 +168,13 @@ def hlam(
     xarray.DataArray
         (head, row, column), lazy; each head is averaged over the layers that have it.
     """
+    if isinstance(trace, Traces):
+        return _of_each(trace, hlam, direction, size, layers=layers, queries=queries, keys=keys, density=density)
     return attribution_map(trace, "hlam", direction, size, layers, queries, keys, density=density)
 
 
 def llam(
-    trace: Trace,
+    trace: Trace | Traces,
     *,
     direction: Direction = "r2g",
     size: Size | None = None,
@@ -184,7 +192,20 @@ def llam(
     xarray.DataArray
         (layer, row, column), lazy; layers in the order of their calls.
     """
+    if isinstance(trace, Traces):
+        return _of_each(trace, llam, direction, size, layers=layers, queries=queries, keys=keys, density=density)
     return attribution_map(trace, "llam", direction, size, layers, queries, keys, density=density)
+
+
+def _of_each(
+    traces: Traces, maker: Callable[..., xr.DataArray], direction: Direction, size: Size | None, **options: Any
+) -> xr.DataArray:
+    """The map of every trace, all of one size: by default the finest grid of all of them."""
+    if size is None:
+        for trace in traces:
+            grid_plans(trace, direction, None, None)
+        size = max((finest_grid(trace, direction) for trace in traces), key=lambda grid: (grid[0] * grid[1], grid))
+    return map_each(traces, maker, checked_size(size), options | {"direction": direction})
 
 
 @dataclass(frozen=True)

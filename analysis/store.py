@@ -179,17 +179,14 @@ def _remote_store(url: str, scheme: str, storage_options: dict[str, Any]) -> Sto
     packed = url.endswith(".zip")
     if scheme in OBSTORE_SCHEMES:
         try:
-            import obstore.store  # optional: only addresses need it
+            import obstore.store  # noqa: F401 (optional: only addresses need it)
         except ImportError:
             pass
         else:
-            storage_options.setdefault("retry_config", _RETRIES)
-            if scheme == "http":
-                storage_options.setdefault("client_options", {"allow_http": True})
             if packed:
                 folder, _, name = url.rpartition("/")
-                return _remote_zip(ObstoreObject(url, obstore.store.from_url(folder, **storage_options), name))
-            return zarr.storage.ObjectStore(obstore.store.from_url(url, **storage_options), read_only=True)
+                return _remote_zip(ObstoreObject(url, object_store(folder, storage_options), name))
+            return zarr.storage.ObjectStore(object_store(url, storage_options), read_only=True)
     try:
         if packed:
             from fsspec.core import url_to_fs  # optional, as obstore is
@@ -201,6 +198,16 @@ def _remote_store(url: str, scheme: str, storage_options: dict[str, Any]) -> Sto
         raise ImportError(
             f"reading {url} needs {wanted} ({error}): pip install 'attrace[cluster]', and for hf:// huggingface_hub"
         ) from error
+
+
+def object_store(url: str, storage_options: Mapping[str, Any] | None) -> Any:
+    """The store of obstore at an address, which gives up soon where no server answers."""
+    import obstore.store  # optional: only addresses need it
+
+    defaults: dict[str, Any] = {"retry_config": _RETRIES}
+    if url.startswith("http://"):
+        defaults["client_options"] = {"allow_http": True}
+    return obstore.store.from_url(url, **(defaults | dict(storage_options or {})))
 
 
 def _remote_zip(remote: RemoteObject) -> Store:
