@@ -6,19 +6,17 @@ import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from attrace.analysis.entries import check_entries, checked_name
 from attrace.analysis.store import open_store
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError, TraceNotFoundError
 
 ZIP: Final = ".zip"
 """End of the name of a packed trace."""
-
-MAX_EXPANSION: Final = 100
-"""How many times its own size an archive may unpack to: packed traces are stored, not deflated."""
 
 _TIMELESS: Final = (1980, 1, 1, 0, 0, 0)
 """Date of every entry, so that equal traces are equal files: the first that a zip file can hold."""
@@ -116,47 +114,15 @@ def unpack(packed: str | Path, target: str | Path, *, overwrite: bool = False) -
     return target
 
 
-def checked_name(name: str, where: object) -> str:
-    """The name of an entry, if it stays inside the folder that it is unpacked to.
-
-    Raises
-    ------
-    TraceFormatError
-        If it does not.
-    """
-    parts = name.split("/")
-    if any(part in ("", ".", "..") for part in parts) or any(sign in name for sign in ("\\", ":", "\x00")):
-        raise TraceFormatError(f"{where} has an entry named {name!r}, which is no path inside a trace: do not use it")
-    return name
-
-
 def _extract(archive: zipfile.ZipFile, folder: Path, where: Path) -> None:
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    _check_entries(entries, where)
+    check_entries(entries, where)
     for entry in entries:
         path = folder / entry.filename
         path.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(entry) as source, path.open("xb") as file:
             shutil.copyfileobj(source, file)
             _sync(file.fileno())
-
-
-def _check_entries(entries: Collection[zipfile.ZipInfo], where: Path) -> None:
-    names = [checked_name(entry.filename, where) for entry in entries]
-    if len(set(names)) != len(names):
-        raise TraceFormatError(f"{where} has two entries of one name: do not use it")
-    for entry in entries:
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise TraceFormatError(
-                f"{where} has a link named {entry.filename!r}, where a trace has files: do not use it"
-            )
-        if entry.flag_bits & 1:
-            raise TraceFormatError(f"{where} is encrypted: a packed trace is not")
-    size = sum(entry.file_size for entry in entries)
-    if size > MAX_EXPANSION * where.stat().st_size:
-        raise TraceFormatError(
-            f"{where} would unpack to {size} bytes, over {MAX_EXPANSION} times its size: do not use it"
-        )
 
 
 def _check_room(target: Path, *, overwrite: bool) -> None:

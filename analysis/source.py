@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attrace.analysis.store import StoredArray, StoredTrace
-from attrace.schemas import InputError, SiteClass
+from attrace.schemas import InputError, SiteClass, TraceFormatError
 from attrace.schemas.layout import KEY_STEP
 
 
@@ -81,7 +81,13 @@ class ClassSource:
         if max(steps, default=-1) < 0:
             return [-1] * len(steps)
         first = min(step for step in steps if step >= 0)
-        stored = self.arrays[KEY_STEP][first : max(steps) + 1, layer]
+        array = self.arrays[KEY_STEP]
+        stored = array[first : max(steps) + 1, layer]
+        if (stored < -1).any() or (stored > np.arange(first, first + len(stored))).any():
+            raise TraceFormatError(
+                f"trace {array.trace_path}: array {array.name!r}: expected steps from -1 to the step itself, found "
+                f"{stored.tolist()[:8]} from step {first} on"
+            )
         return [int(stored[step - first]) if step >= 0 else -1 for step in steps]
 
     def _read_scores(self, steps: Iterable[int], layer: int) -> Iterator[Scores | None]:

@@ -3,25 +3,57 @@
 from __future__ import annotations
 
 import itertools
+import math
+import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import zarr
+import zarr.codecs
 import zarr.storage
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
+from attrace.analysis.entries import check_entries
+from attrace.analysis.folder import TraceFolder
+from attrace.analysis.limits import Limits, variable
 from attrace.analysis.remote import FsspecObject, ObstoreObject, RemoteObject, RemoteZipStore
-from attrace.schemas import Manifest, TraceFormatError, TraceNotFoundError, parse_manifest
-from attrace.schemas.layout import MANIFEST_ATTRIBUTE
+from attrace.schemas import (
+    ArraySpec,
+    AttraceError,
+    Manifest,
+    TraceFormatError,
+    TraceNotFoundError,
+    class_arrays,
+    derived_arrays,
+    image_array,
+    parse_manifest,
+    root_arrays,
+)
+from attrace.schemas.layout import DERIVED, MANIFEST_ATTRIBUTE, STEP_DONE
 
 OBSTORE_SCHEMES: Final = ("s3", "gs", "gcs", "az", "abfs", "http", "https")
 """Addresses that obstore reads, when it is installed; every other one is left to fsspec."""
 
+
+_CODECS: Final = frozenset(
+    {
+        zarr.codecs.BytesCodec,
+        zarr.codecs.TransposeCodec,
+        zarr.codecs.ShardingCodec,
+        zarr.codecs.BloscCodec,
+        zarr.codecs.GzipCodec,
+        zarr.codecs.ZstdCodec,
+        zarr.codecs.Crc32cCodec,
+    }
+)
+"""What a chunk may be encoded with: the codecs of the Zarr specification, none of which runs code."""
 
 _RETRIES: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 """How long a server that does not answer is asked again; obstore's own default is minutes."""
@@ -36,21 +68,105 @@ class StoredTrace:
     root: zarr.Group
     manifest: Manifest
 
+    @cached_property
+    def finished_places(self) -> tuple[int, ...]:
+        """Places of the finished steps along `time`: those that the marker names."""
+        return tuple(np.flatnonzero(self.array(STEP_DONE)[:] == 1).tolist())
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What reading it may cost."""
+        return Limits.from_environment()
+
     def array(self, name: str) -> StoredArray:
-        """An array of the trace, by its path in the store.
+        """An array of the trace, by its path in the store, if it is what the manifest says.
 
         Raises
         ------
         TraceFormatError
-            If the trace has no such array.
+            If the trace has no such array, or one of other dims, data type, shape or codecs.
         """
-        array = self.root.get(name)
+        with _format_errors(f"trace {self.path}: the metadata of array {name!r} cannot be read"):
+            array = self.root.get(name)
         if not isinstance(array, zarr.Array):
             raise TraceFormatError(
                 f"trace {self.path} lacks the array {name!r}, which its manifest promises: it was not copied whole, "
                 "or something else wrote it (attrace verify lists what is wrong)"
             )
+        problem = next(self._problems(name, array), None)
+        if problem is not None:
+            raise TraceFormatError(f"trace {self.path}: array {name!r}: {problem} (attrace verify lists what is wrong)")
         return StoredArray(self.path, name, array)
+
+    def group(self, name: str) -> zarr.Group | None:
+        """A group of the trace, by its path in the store; None where there is none.
+
+        Raises
+        ------
+        TraceFormatError
+            If its metadata cannot be read.
+        """
+        with _format_errors(f"trace {self.path}: the metadata of group {name!r} cannot be read"):
+            group = self.root.get(name)
+        return group if isinstance(group, zarr.Group) else None
+
+    def arrays_in(self, group: str) -> list[str]:
+        """Names of the arrays in a group; none where there is no such group.
+
+        Raises
+        ------
+        TraceFormatError
+            If metadata cannot be read.
+        """
+        found = self.group(group)
+        with _format_errors(f"trace {self.path}: group {group!r} cannot be listed"):
+            return [] if found is None else sorted(found.array_keys())
+
+    @cached_property
+    def _specs(self) -> dict[str, ArraySpec]:
+        """What the manifest requires of every array, by path; no pictures among them, and of length 0 along time."""
+        specs = {spec.name: spec for spec in root_arrays(0)}
+        for one in self.manifest.classes:
+            specs |= {f"{one.group}/{spec.name}": spec for spec in class_arrays(one, 0)}
+            specs |= {f"{one.group}/{DERIVED}/{spec.name}": spec for spec in derived_arrays(one, 0)}
+        return specs
+
+    def _problems(self, name: str, array: zarr.Array[Any]) -> Iterator[str]:
+        """What makes an array another than the manifest requires, or too large to be read."""
+        spec = self._specs.get(name)
+        dims = getattr(array.metadata, "dimension_names", None) or ()
+        if spec is None:
+            if len(array.shape) not in (2, 3):
+                yield f"expected a picture, (row, column) or (row, column, channel), found shape {array.shape}"
+                return
+            spec = image_array(name, array.shape)
+        if dims != spec.dims:
+            yield f"expected dims ({', '.join(spec.dims)}), found ({', '.join(map(str, dims))})"
+            return
+        if array.dtype.name != spec.dtype:
+            yield f"expected data type {spec.dtype}, found {array.dtype.name}"
+        codecs = {type(codec) for codec in array.metadata.codecs}  # type: ignore[union-attr]
+        if not codecs <= _CODECS:
+            yield f"expected core codecs, found {', '.join(sorted(one.__name__ for one in codecs - _CODECS))}"
+        yield from self._shape_problems(name, array, spec)
+
+    def _shape_problems(self, name: str, array: zarr.Array[Any], spec: ArraySpec) -> Iterator[str]:
+        shape, timed = array.shape, spec.dims[0] == "time"
+        if shape[timed:] != spec.shape[timed:]:
+            yield f"expected shape {spec.shape[timed:]}{' after time' if timed else ''}, found {shape[timed:]}"
+            return
+        if timed and shape[0] > self.limits.steps:
+            yield f"{shape[0]} steps, the limit is {self.limits.steps}: if you trust it, raise {variable('steps')}"
+            return
+        if timed and name != STEP_DONE and shape[0] <= max(self.finished_places, default=-1):
+            yield f"expected {max(self.finished_places) + 1} steps or more, found {shape[0]}"
+        whole = math.prod(shape) if not timed else 0
+        size = max(whole, math.prod(array.chunks)) * array.dtype.itemsize
+        if size > self.limits.chunk_bytes:
+            yield (
+                f"{size} bytes in one piece, the limit is {self.limits.chunk_bytes}: if you trust it, raise "
+                f"{variable('chunk_bytes')}"
+            )
 
 
 @dataclass(frozen=True)
@@ -86,20 +202,29 @@ class StoredArray:
         """
         try:
             return np.asarray(self.array[selection])
-        except (ValueError, RuntimeError) as error:
-            self._raise_for_broken_chunk(selection, error)
+        except (AttraceError, OSError, IndexError):
             raise
+        except Exception as error:
+            if _is_of_the_network(error):
+                raise
+            self._raise_for_broken_chunk(selection, error)
+            raise TraceFormatError(
+                f"trace {self.trace_path}: array {self.name!r} cannot be read ({_first_line(error)}): copy the trace "
+                "again"
+            ) from error
 
     def _raise_for_broken_chunk(self, selection: Any, error: Exception) -> None:
         for chunk in self._chunks_of(selection):
             region = tuple(slice(i * n, (i + 1) * n) for i, n in zip(chunk, self.array.chunks, strict=True))
             try:
                 self.array[region]
-            except (ValueError, RuntimeError):
+            except OSError:
+                raise
+            except Exception:
                 key = "/".join(("c", *map(str, chunk)))
                 raise TraceFormatError(
                     f"trace {self.trace_path}: chunk {key} of array {self.name!r} cannot be decoded "
-                    f"({str(error).partition('. ')[0]}): its bytes are not those that were written; copy the trace "
+                    f"({_first_line(error)}): its bytes are not those that were written; copy the trace "
                     "again, or select other steps or layers"
                 ) from error
 
@@ -144,13 +269,43 @@ def reopen(stored: StoredTrace) -> StoredTrace:
 
 def _open(path: str, store: Store) -> StoredTrace:
     try:
-        root = zarr.open_group(store, mode="r", zarr_format=3)
+        with _format_errors(f"{path} is not an attrace trace: its zarr.json cannot be read"):
+            root = zarr.open_group(store, mode="r", zarr_format=3)
+            attribute = root.attrs.get(MANIFEST_ATTRIBUTE)
     except FileNotFoundError as error:
         kind = TraceNotFoundError if "://" in path else TraceFormatError
         raise kind(f"no trace at {path}: expected a Zarr v3 group (a file zarr.json), found none; check it") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise TraceFormatError(f"{path} is not an attrace trace: its zarr.json cannot be read ({error})") from error
-    return StoredTrace(path, root, parse_manifest(root.attrs.get(MANIFEST_ATTRIBUTE), where=path))
+    trace = StoredTrace(path, root, parse_manifest(attribute, where=path))
+    sites = sum(len(one.sites) for one in trace.manifest.classes)
+    if sites > trace.limits.sites:
+        raise TraceFormatError(
+            f"{path} has {sites} layers, the limit is {trace.limits.sites}: if you trust it, raise {variable('sites')}"
+        )
+    return trace
+
+
+@contextmanager
+def _format_errors(problem: str) -> Iterator[None]:
+    """Turn whatever a library raises on metadata that it cannot make sense of into a TraceFormatError."""
+    try:
+        yield
+    except (AttraceError, OSError, ImportError):
+        raise
+    # zarr raises nearly anything: JSON, key, type, attribute and recursion errors among them
+    except Exception as error:
+        if _is_of_the_network(error):
+            raise
+        raise TraceFormatError(f"{problem} ({_first_line(error)})") from error
+
+
+def _is_of_the_network(error: Exception) -> bool:
+    """Whether an address cannot be read; obstore is not imported to be asked."""
+    return type(error).__module__.startswith("obstore")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).partition("\n")[0].partition(". ")[0][:200]
+    return text or type(error).__name__
 
 
 def _as_store(source: str | Path | Store, storage_options: Mapping[str, Any] | None) -> Store:
@@ -163,15 +318,18 @@ def _as_store(source: str | Path | Store, storage_options: Mapping[str, Any] | N
     if not path.exists():
         raise TraceNotFoundError(f"no trace at {path}: there is no such file or folder; check the path")
     if path.is_dir():
-        return zarr.storage.LocalStore(path, read_only=True)
+        return TraceFolder(path, read_only=True)
     return _zip_store(path)
 
 
 def _zip_store(path: Path) -> Store:
-    import zipfile
-
     if not zipfile.is_zipfile(path):
         raise TraceFormatError(f"{path} is not an attrace trace: expected a folder or a .zip file, found another file")
+    try:
+        with _format_errors(f"{path} is not a packed trace"), zipfile.ZipFile(path) as archive:
+            check_entries([entry for entry in archive.infolist() if not entry.is_dir()], path)
+    except OSError as error:  # of a table of contents that points before the beginning of the file
+        raise TraceFormatError(f"{path} is not a packed trace, or was cut off ({error})") from error
     return zarr.storage.ZipStore(path, mode="r", read_only=True)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from attrace.analysis.store import StoredTrace, open_store
 from attrace.schemas import Manifest, SelectionError, SiteClass, Status
-from attrace.schemas.layout import IMAGE_NAMES, IMAGES, STEP_DONE, TIME, TIMESTEP
+from attrace.schemas.layout import IMAGE_NAMES, IMAGES, TIME, TIMESTEP
 from attrace.schemas.words import CONTEXTS
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ def trace_of(stored: StoredTrace) -> Trace:
     present = {site_class.context for site_class in manifest.classes}
     context = next((context for context in _CONTEXT_PREFERENCE if context in present), None)
     branches = _branches(manifest, context)
-    finished = tuple(np.flatnonzero(stored.array(STEP_DONE)[:] == 1).tolist())
+    finished = stored.finished_places
     return Trace(
         stored=stored,
         calls=stored.array(TIME)[:],
@@ -370,4 +370,4 @@ def _image_names(stored: StoredTrace) -> list[str]:
     """Names of the pictures; a store that cannot list is asked for the usual ones."""
     if stored.root.metadata.consolidated_metadata is None and not stored.root.store.supports_listing:
         return [name for name in IMAGE_NAMES if f"{IMAGES}/{name}" in stored.root]
-    return sorted(stored.root[IMAGES].array_keys()) if IMAGES in stored.root else []  # type: ignore[union-attr]
+    return stored.arrays_in(IMAGES)

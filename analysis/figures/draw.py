@@ -65,7 +65,8 @@ def draw(panels: tuple[Panel, ...], scale: ColourScale, layout: Layout, words: W
     for panel, box in zip(panels, layout.panels, strict=True):
         _draw_panel(figure.add_axes(box), panel, scale, paint)
     _draw_bar(figure, layout.bar, panels, scale, words.unit, paint)
-    text: dict[str, Any] = {"ha": "left", "linespacing": 1.35}
+    # labels come from the trace: never read as mathematical text
+    text: dict[str, Any] = {"ha": "left", "linespacing": 1.35, "parse_math": False}
     figure.text(layout.left, layout.title_top, words.title, va="top", size=TITLE_SIZE, weight="bold", **text)
     figure.text(layout.left, layout.subtitle_top, words.subtitle, va="top", size=TEXT_SIZE, color=QUIET, **text)
     figure.text(layout.left, layout.note_bottom, words.note, va="bottom", size=NOTE_SIZE, color=QUIET, **text)
@@ -83,7 +84,7 @@ def _draw_panel(axes: Axes, panel: Panel, scale: ColourScale, paint: Paint) -> N
     axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))
     for spine in axes.spines.values():
         spine.set(linewidth=0.5, color=QUIET)
-    axes.set_title(panel.label, size=TEXT_SIZE, loc="left", pad=3, linespacing=1.15)
+    axes.set_title(panel.label, size=TEXT_SIZE, loc="left", pad=3, linespacing=1.15, parse_math=False)
     if panel.outlined is not None:
         _draw_outline(axes, panel.outlined, width=0.7)
     if panel.marked is not None:

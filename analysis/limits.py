@@ -1,0 +1,51 @@
+"""What reading a trace may cost: limits against traces that were made to harm, which the environment can raise."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Self
+
+from attrace.schemas import InputError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a reader takes from a trace; `ATTRACE_MAX_STEPS` and so on in the environment set others."""
+
+    steps: int = 100_000
+    """Length of an array along time."""
+    sites: int = 10_000
+    """Layers, in all classes together."""
+    chunk_bytes: int = 2**29
+    """Bytes of one decoded chunk, of one picture, and of one stored file but for metadata."""
+    metadata_bytes: int = 2**26
+    """Bytes of one `zarr.json`: the manifest and, consolidated, the metadata of every array."""
+    entries: int = 2**21
+    """Files in a packed trace."""
+    expansion: int = 100
+    """How many times its own size a packed trace may unpack to: packed traces are stored, not deflated."""
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """The limits, with those that the environment sets.
+
+        Raises
+        ------
+        InputError
+            If it sets one to anything but a number above 0.
+        """
+        chosen = {}
+        for one in fields(cls):
+            name = variable(one.name)
+            text = os.environ.get(name)
+            if text is not None:
+                if not text.isdecimal() or int(text) == 0:
+                    raise InputError(f"{name}={text!r}: expected a number above 0")
+                chosen[one.name] = int(text)
+        return cls(**chosen)
+
+
+def variable(limit: str) -> str:
+    """Name of the variable of the environment that sets a limit."""
+    return f"ATTRACE_MAX_{limit.upper()}"
