@@ -68,10 +68,15 @@ class ContextSplitter:
         """Read from the arguments of a call of the denoiser where text and pictures lie, if its attention is joint."""
         self._tokens = self._reader.read(arguments) if self._profile.joint is not None else None
 
-    def is_own(self, candidate: Candidate, projections: Projections) -> bool:
-        """Whether a call attends to the generated picture alone."""
-        replaced = self._rule(candidate) == "replaced"
-        return projections.is_self and not replaced and self._layout(candidate, projections) is None
+    def is_left_out(self, candidate: Candidate, projections: Projections) -> bool:
+        """Whether a call is of nothing that is to be recorded."""
+        if self._is_own(candidate, projections):
+            return not self._self_attention
+        if self._wanted is None or self._profile.joint is not None or candidate.place > 0:
+            return False
+        layout = self._layout(candidate, projections)
+        found = (self._whole(candidate, projections).context,) if layout is None else layout.contexts
+        return not any(one in self._wanted for one in found)
 
     def split(self, candidate: Candidate, projections: Projections) -> Iterator[KeysOfContext]:
         """What to record of a call."""
@@ -79,9 +84,17 @@ class ContextSplitter:
         if layout is None:
             yield self._whole(candidate, projections)
             return
-        contexts = layout.recorded(self._wanted, self_attention=self._self_attention)
+        wanted = self._wanted
+        if wanted is not None and self._profile.joint is None:  # other layers may have the other contexts
+            wanted = tuple(one for one in wanted if one in layout.contexts)
+        contexts = layout.recorded(wanted, self_attention=self._self_attention)
         for context, part in layout.split(projections, contexts):
             yield KeysOfContext(part, context, layout.query_grid, partial(layout.labels, context))
+
+    def _is_own(self, candidate: Candidate, projections: Projections) -> bool:
+        """Whether a call attends to the generated picture alone."""
+        replaced = self._rule(candidate) == "replaced"
+        return projections.is_self and not replaced and self._layout(candidate, projections) is None
 
     def _whole(self, candidate: Candidate, projections: Projections) -> KeysOfContext:
         """A call whose keys are all of one context."""
@@ -96,7 +109,7 @@ class ContextSplitter:
             candidate.path,
             keys,
             profile=self._profile,
-            context="self" if self.is_own(candidate, projections) else candidate.context,
+            context="self" if self._is_own(candidate, projections) else candidate.context,
             query_grid=query_grid,
             key_grid=self._key_grid,
         )

@@ -23,8 +23,8 @@ class FirstStep:
     """Each in every kept branch."""
     parts: list[dict[str, HostCopy]] = field(default_factory=list)
     """The values of each of the sites, by array name."""
-    self_modules: dict[nn.Module, None] = field(default_factory=dict)
-    """Modules that attend to the picture's own features and are not recorded."""
+    left_out: dict[nn.Module, None] = field(default_factory=dict)
+    """Modules that are not recorded: they attend to the picture's own features, or to no context that is wanted."""
     _order: dict[str, int] = field(default_factory=dict)
 
     def add(
@@ -61,7 +61,7 @@ class FirstStep:
             one.path
             for one in candidates
             # an added call (IP-Adapter) is left out by its processor where its scale is 0
-            if one.path not in seen and one.module not in self.self_modules and one.place == 0
+            if one.path not in seen and one.module not in self.left_out and one.place == 0
         ]
         if unseen and not allow_gaps:
             raise CaptureError(
@@ -71,8 +71,8 @@ class FirstStep:
             )
         if not seen:
             raise CaptureError(
-                f"all of the {len(self.self_modules)} attention modules have the picture's own features as keys: pass "
-                "self_attention=True to record those"
+                f"all of the {len(self.left_out)} attention modules have the picture's own features as keys, or "
+                "none of the contexts that context= asks for: pass self_attention=True to record the former"
             )
 
     def guesses(self, others: Iterable[str | None]) -> list[str]:

@@ -303,9 +303,8 @@ class DenoiserRecorder:
         step = self._step
         if step is None:
             return
-        is_own = self._contexts.is_own(candidate, projections)
-        if self.plan is None and is_own and not self._options.self_attention:
-            self._first.self_modules[candidate.module] = None
+        if self.plan is None and self._contexts.is_left_out(candidate, projections):
+            self._first.left_out[candidate.module] = None
             return
         batch = self._layout(projections.query.shape[0])
         for branch in kept_branches(self._options.branch, batch) if self._branch is None else batch.branches:
@@ -374,7 +373,7 @@ class DenoiserRecorder:
         """Decide the groups, now that every site was seen once, and write what the first step gave."""
         first = self._first
         first.check_seen(self._candidates, allow_gaps=self._options.allow_gaps)
-        for module in first.self_modules:
+        for module in first.left_out:
             for method in self._methods.values():
                 method.detach(module)
         self._grids.detach()

@@ -146,6 +146,17 @@ def test_keys_that_take_the_place_of_the_pictures_own(tmp_path: Path) -> None:
         np.testing.assert_allclose(scores_of(tmp_path / "run.zarr", one, layer), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("context", ["reference", "text"])
+def test_one_context_alone(context: Any, tmp_path: Path) -> None:
+    unet, _ = joined_unet("whole")
+    with record(unet, tmp_path / "run.zarr", profile=REFERENCE_NETWORK, context=context):
+        call(unet)
+    name = "attn1" if context == "reference" else "attn2"
+    classes = read_manifest(tmp_path / "run.zarr").classes
+    assert {one.context for one in classes} == {context}
+    assert all(site.path.endswith(name) for one in classes for site in one.sites)
+
+
 def test_hooks_are_refused(tmp_path: Path) -> None:
     unet, _ = joined_unet("projected")
     with pytest.raises(CaptureError, match="joins keys of several kinds"):
