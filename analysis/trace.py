@@ -145,6 +145,11 @@ class Trace:
         """Numbers of the heads that any selected layer has."""
         return tuple(sorted({head for one in self.classes for head in one.heads}))
 
+    @property
+    def image_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Length of each picture along row, column and channel, by name."""
+        return {name: self.stored.array(f"{IMAGES}/{name}").shape for name in _image_names(self.stored)}
+
     @cached_property
     def images(self) -> Mapping[str, xr.DataArray]:
         """The pictures of the trace by name, lazily: uint8 (row, column) or (row, column, channel)."""

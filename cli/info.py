@@ -47,7 +47,7 @@ def _as_json(trace: Trace, sizes: dict[str, int] | None) -> dict[str, Any]:
         "timesteps": trace.timesteps,
         "bytes": None if sizes is None else sum(sizes.values()),
         "bytes_by_group": sizes,
-        "images": {name: list(image.shape) for name, image in trace.images.items()},
+        "images": {name: list(shape) for name, shape in trace.image_shapes.items()},
         "manifest": trace.manifest.to_json(),
     }
 
@@ -55,7 +55,7 @@ def _as_json(trace: Trace, sizes: dict[str, int] | None) -> dict[str, Any]:
 def _print_facts(trace: Trace, sizes: dict[str, int] | None) -> None:
     manifest = trace.manifest
     guidance = manifest.guidance
-    images = [f"{name} {'x'.join(map(str, image.shape[:2]))}" for name, image in trace.images.items()]
+    images = [f"{name} {'x'.join(map(str, shape[:2]))}" for name, shape in trace.image_shapes.items()]
     facts = {
         "trace": trace.path,
         "id": manifest.id,

@@ -84,6 +84,19 @@ print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
     assert done.stdout.strip() == "[]"
 
 
+def test_info_loads_what_metadata_takes(trace: Path) -> None:
+    code = """
+import sys
+from click.testing import CliRunner
+from attrace.cli import main
+assert CliRunner().invoke(main, ["info", "run.zarr"]).exit_code == 0
+heavy = {"torch", "xarray", "pandas", "dask", "matplotlib", "scipy", "numba"}
+print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=trace.parent)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     ("convert", "text", "expected"),
     [
