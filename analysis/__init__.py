@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from attrace.analysis.pack import pack
     from attrace.analysis.precompute import precompute
     from attrace.analysis.sram import sram
+    from attrace.analysis.statistics import (
+        agreement,
+        correspondence_error,
+        drift,
+        effective_tokens,
+        entropy,
+        mass,
+        psnr,
+        ssim,
+    )
     from attrace.analysis.tokens import token_map
     from attrace.analysis.trace import Trace, open_trace
     from attrace.analysis.traces import Traces, open_traces
@@ -39,6 +49,16 @@ _HOMES = {
     "pack": ("pack",),
     "precompute": ("precompute",),
     "sram": ("sram",),
+    "statistics": (
+        "agreement",
+        "correspondence_error",
+        "drift",
+        "effective_tokens",
+        "entropy",
+        "mass",
+        "psnr",
+        "ssim",
+    ),
     "tokens": ("token_map",),
     "trace": (
         "Trace",
@@ -77,18 +97,26 @@ __all__ = [
     "Box",
     "Trace",
     "Traces",
+    "agreement",
     "bounding_box",
     "correspondence",
+    "correspondence_error",
+    "drift",
+    "effective_tokens",
+    "entropy",
     "hlam",
     "imacs",
     "iou",
     "llam",
     "marginals",
+    "mass",
     "open_trace",
     "open_traces",
     "pack",
     "precompute",
+    "psnr",
     "sram",
+    "ssim",
     "tlam",
     "token_map",
     "ulam",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from attrace.analysis.measures import Box, bounding_box, imacs, iou
+from attrace.analysis.statistics import effective_tokens, entropy
 from attrace.analysis.weights import as_mask, coverage
 from attrace.schemas import InputError
 
@@ -34,6 +35,10 @@ class Scorecard:
     """Box around the mask."""
     iou: float
     """Intersection over union of the two boxes."""
+    entropy: float
+    """Shannon entropy of the map, in nats."""
+    effective_tokens: float
+    """Cells that an even map of the same entropy has."""
 
 
 def score_map(heat: xr.DataArray, mask: ArrayLike, *, picture_size: tuple[int, int] | None = None) -> Scorecard:
@@ -70,6 +75,8 @@ def score_map(heat: xr.DataArray, mask: ArrayLike, *, picture_size: tuple[int, i
         box=in_pixels,
         mask_box=mask_box,
         iou=iou(in_pixels, mask_box),
+        entropy=float(entropy(heat)),
+        effective_tokens=float(effective_tokens(heat)),
     )
 
 

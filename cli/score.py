@@ -54,7 +54,8 @@ def score(
     """Score how well the maps keep to a mask.
 
     For the unified map: IMACS (mean inside - 3 x mean outside, at best 1), the share of attention inside the mask and
-    the share of the picture it covers, the box around the strongest region and its overlap (IoU) with the mask's box.
+    the share of the picture it covers, the box around the strongest region and its overlap (IoU) with the mask's box,
+    and its effective number of tokens: the cells that an even map of the same entropy has.
     Boxes are top,left,bottom,right in pixels of the mask. Maps are 64 cells along the longer side unless --size.
     """
     chosen = select(trace, **selection)

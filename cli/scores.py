@@ -58,7 +58,9 @@ def scores_as_json(scores: dict[str, Scorecard]) -> dict[str, Any]:
 
 def print_scores(scores: dict[str, Scorecard], *, compat: bool = False) -> None:
     """Print a table of the numbers."""
-    rows = [["map", "IMACS", *(["IMACS (i2am)"] if compat else []), "inside", "area", "box", "mask box", "IoU"]]
+    rows = [
+        ["map", "IMACS", *(["IMACS (i2am)"] if compat else []), "inside", "area", "box", "mask box", "IoU", "tokens"]
+    ]
     for name, card in scores.items():
         rows.append(
             [
@@ -70,6 +72,7 @@ def print_scores(scores: dict[str, Scorecard], *, compat: bool = False) -> None:
                 "none" if card.box is None else ",".join(map(str, card.box)),
                 ",".join(map(str, card.mask_box)),
                 f"{card.iou:.2f}",
+                f"{card.effective_tokens:.0f}",
             ]
         )
     print_table(rows, right=range(1, len(rows[0])))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attrace.recorder.profile import MUTUAL_ATTENTION, REFERENCE_NETWORK, KeyContext, LabelWarning, Profile
-    from attrace.recorder.recording import Recording, RecordingWarning, Statistics, record
+    from attrace.recorder.recording import Recording, Statistics, record
 
 __all__ = [
     "MUTUAL_ATTENTION",
@@ -19,7 +19,6 @@ __all__ = [
     "LabelWarning",
     "Profile",
     "Recording",
-    "RecordingWarning",
     "Statistics",
     "record",
 ]
@@ -31,7 +30,6 @@ _HOMES = {
     "LabelWarning": "profile",
     "Profile": "profile",
     "Recording": "recording",
-    "RecordingWarning": "recording",
     "Statistics": "recording",
     "record": "recording",
 }
