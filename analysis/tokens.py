@@ -47,6 +47,7 @@ def token_map(
     layers: Layers = None,
     groups: int | None = None,
     group_size: int | None = None,
+    grid: Size | None = None,
     compat: Literal["daam"] | None = None,
 ) -> xr.DataArray:
     """Attribution map of text tokens: the softmax over keys of the chosen tokens, over the generated picture.
@@ -64,6 +65,9 @@ def token_map(
         As in `ulam`.
     groups, group_size
         As in `tlam`.
+    grid
+        Only layers whose queries lie on this grid (rows, columns), which is then the size by default: what
+        Prompt-to-Prompt averages and shows (Hertz et al., arXiv 2208.01626), `grid=(16, 16)` in its figures.
     compat
         `daam`: as the tool DAAM does it: only layers with 77 keys, without those at an eighth of the latent's grid;
         the sum over steps in place of the mean; at the latent's size by default.
@@ -88,9 +92,11 @@ def token_map(
     chosen = text if layers is None else text.sel(layer=layers)
     if chosen.steps == 0:
         raise InputError(f"trace {trace.path} has no finished step yet: there is nothing to map")
-    plans = _plans(chosen, tokens, compat)
+    plans = _plans(chosen, tokens, grid, compat)
     latent = _latent_grid(text)
-    size = checked_size(size) if size is not None else (latent if compat == "daam" else finest_grid(text, "r2g"))
+    if size is None:
+        size = grid or (latent if compat == "daam" else finest_grid(text, "r2g"))
+    size = checked_size(size)
     spans = time_groups(chosen, groups, group_size) if level == "tlam" else [slice(0, chosen.steps)]
     maps = level_map(chosen, level, plans, size, spans)
     attributes = maps.attrs
@@ -199,11 +205,13 @@ def _text_trace(trace: Trace) -> Trace:
     return trace.sel(context="text")
 
 
-def _plans(trace: Trace, tokens: Tokens, compat: str | None) -> list[GridPlan]:
+def _plans(trace: Trace, tokens: Tokens, grid: Size | None, compat: str | None) -> list[GridPlan]:
     plans = []
     for selected in trace.classes:
         site_class = selected.site_class
         if site_class.query_grid is None or (compat == "daam" and not _daam_takes(site_class, _latent_grid(trace))):
+            continue
+        if grid is not None and site_class.query_grid != tuple(grid):
             continue
         weights = np.zeros(site_class.keys)
         weights[token_places(site_class, tokens)] = 1
@@ -212,6 +220,8 @@ def _plans(trace: Trace, tokens: Tokens, compat: str | None) -> list[GridPlan]:
         plans.append(GridPlan(marginals, "share", slice(0, site_class.queries), site_class.query_grid, everything))
     if not plans:
         wanted = f"{DAAM_KEYS} keys and a grid above an eighth of the latent's" if compat else "queries on a grid"
+        if grid is not None:
+            wanted = f"queries on a grid of {grid[0]} x {grid[1]}"
         raise InputError(f"trace {trace.path}: no selected layer has {wanted}")
     return plans
 

@@ -110,6 +110,7 @@ class ContextSplitter:
             keys,
             profile=self._profile,
             context="self" if self._is_own(candidate, projections) else candidate.context,
+            queries=queries,
             query_grid=query_grid,
             key_grid=self._key_grid,
         )

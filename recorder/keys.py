@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attrace.recorder.call import PipelineCall
@@ -32,6 +32,7 @@ def label_keys(
     *,
     profile: Profile,
     context: Context | None = None,
+    queries: int = 0,
     query_grid: Grid | None = None,
     key_grid: Grid | None = None,
 ) -> KeyLabels:
@@ -47,6 +48,8 @@ def label_keys(
         What is known of the pipeline.
     context
         What the model's structure tells that they are (self-attention, IP-Adapter).
+    queries
+        Number of queries.
     query_grid
         Rows and columns of the queries.
     key_grid
@@ -62,6 +65,9 @@ def label_keys(
         return KeyLabels(rule.context, (KeySegment(kind="text", count=keys),))
     if rule.keys in ("query-grid", "replaced") and query_grid is not None and math.prod(query_grid) == keys:
         return KeyLabels(rule.context, _patches(query_grid))
+    if rule.keys == "resampler":
+        patches = _patches_by_number(keys - queries, rule)
+        return replace(patches, segments=(*patches.segments, KeySegment(kind="other", count=queries)))
     if key_grid is not None and rule.context != "self":
         return KeyLabels(rule.context, _given_grid(path, keys, key_grid))
     return _patches_by_number(keys, rule)

@@ -8,11 +8,12 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from attrace.schemas import Context
+from attrace.schemas import Context, InputError
 
-KeyRule = Literal["text", "patches", "class-and-patches", "query-grid", "joined", "replaced", "guess"]
+KeyRule = Literal["text", "patches", "class-and-patches", "resampler", "query-grid", "joined", "replaced", "guess"]
 """How to label keys: text tokens; patches on a square grid, perhaps after a class token, or that token alone; the same
-with the class token, or else tokens without a place (IP-Adapter's 4 or 16); patches on the grid of the queries; the
+with the class token, or else tokens without a place (IP-Adapter's 4 or 16); such patches and then the
+queries themselves; patches on the grid of the queries; the
 picture's own patches and then those of references, which a reference network joined to its self-attention; patches of
 another picture in place of its own; or patches if their number allows it, noted as a guess."""
 
@@ -56,12 +57,17 @@ class Profile:
     guidance: Mapping[int, tuple[str, ...]] = field(default_factory=lambda: TWO_BRANCHES)
     """Branches in the order of their blocks in the batch, by the number of blocks."""
     denoiser: str | None = "unet"
-    """Attribute of the pipeline that holds the denoiser; None to look for it."""
+    """Attribute of the pipeline that holds the denoiser, perhaps with dots; None to look for it."""
     joint: TokenOrder | None = None
     """Order of the tokens where the denoiser attends jointly to text and pictures; `contexts` is of no use there."""
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2")
     """Attributes of the pipeline that hold the tokenizers of its prompts. The text is that of the first that there is;
     of joint attention that of each, one after the other."""
+    modules: tuple[str, ...] = ()
+    """Glob patterns of module paths that only a denoiser of this family has: it is known by them, whatever the class
+    of its pipeline."""
+    note: str | None = None
+    """What a reader of the trace should know of the family."""
     guess: str | None = None
     """Why all this may be wrong; None where it is known."""
 
@@ -71,7 +77,8 @@ class Profile:
         return self.joint is not None or any(one.keys in JOINED_RULES for one in self.contexts)
 
 
-_TEXT = (KeyContext("text", "text"),)
+# an IP-Adapter that makes its tokens by attention to the patches of its picture does so inside the denoiser
+_TEXT = (KeyContext("image-prompt", "resampler", "encoder_hid_proj.*"), KeyContext("text", "text"))
 
 REFERENCE_NETWORK: Final = Profile(
     "reference-network", (KeyContext("reference", "joined", layers="*attn1"), *_TEXT), denoiser=None
@@ -96,19 +103,58 @@ _QWEN_IMAGE = Profile("qwen-image", (), guidance=_ONE_BRANCH, denoiser="transfor
 
 _STABLE_DIFFUSION = Profile("stable-diffusion", _TEXT)
 
+_BY_CHANNELS = (
+    "its {picture} comes in by the channels of the latent, so there is no attention to it to record: the keys are text"
+)
+_THREE_BRANCHES = MappingProxyType({1: ("conditional",), 3: ("conditional", "image", "unconditional")})
+"""The text and the picture, the picture alone, neither (InstructPix2Pix, section 3.2.1)."""
+
+_LATENT_DIFFUSION = "model.diffusion_model"
+"""Where the original latent diffusion code keeps the denoiser of a model."""
+
+FAMILIES: Final[Mapping[str, Profile]] = MappingProxyType(
+    {
+        one.name: one
+        for one in (
+            Profile("paint-by-example-ldm", (KeyContext("reference", "patches"),), denoiser=_LATENT_DIFFUSION),
+            Profile("dci-vton", (KeyContext("reference", "patches"),), denoiser=_LATENT_DIFFUSION),
+            Profile(
+                "stableviton",
+                # the cloth's features, on the grid of the queries; everywhere else one CLIP vector of the cloth
+                (KeyContext("reference", "query-grid", "*warp_flow_blks.*"), KeyContext("image-prompt", "patches")),
+                denoiser=_LATENT_DIFFUSION,
+                modules=("*warp_flow_blks.*",),
+            ),
+            Profile(
+                "pasd",
+                (
+                    KeyContext("reference", "query-grid", "*.pixel_attentions.*"),
+                    KeyContext("reference", "query-grid", "*.attn2_plus"),
+                    *_TEXT,
+                ),
+                modules=("*.pixel_attentions.*", "*.attn2_plus"),
+                note="of a picture made in tiles, each tile is a call of its own, in the order of the pipeline",
+            ),
+            Profile(
+                "seesr",
+                (KeyContext("reference", "class-and-patches", "*.image_attentions.*"), *_TEXT),
+                modules=("*.image_attentions.*",),
+            ),
+        )
+    }
+)
+"""Profiles of research code, by their names."""
+
 PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
     {
         **dict.fromkeys(
             (
                 "StableDiffusionPipeline",
                 "StableDiffusionImg2ImgPipeline",
-                "StableDiffusionInpaintPipeline",
                 "StableDiffusionDepth2ImgPipeline",
-                "StableDiffusionUpscalePipeline",
                 "StableDiffusionAdapterPipeline",
                 "StableDiffusionControlNetPipeline",
                 "StableDiffusionControlNetImg2ImgPipeline",
-                "StableDiffusionControlNetInpaintPipeline",
                 "LatentConsistencyModelPipeline",
                 "LatentConsistencyModelImg2ImgPipeline",
             ),
@@ -118,24 +164,29 @@ PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
             (
                 "StableDiffusionXLPipeline",
                 "StableDiffusionXLImg2ImgPipeline",
-                "StableDiffusionXLInpaintPipeline",
                 "StableDiffusionXLAdapterPipeline",
                 "StableDiffusionXLControlNetPipeline",
                 "StableDiffusionXLControlNetImg2ImgPipeline",
-                "StableDiffusionXLControlNetInpaintPipeline",
             ),
             Profile("stable-diffusion-xl", _TEXT),
         ),
-        "StableDiffusionInstructPix2PixPipeline": Profile(
-            "instruct-pix2pix",
-            _TEXT,
-            # the text and the picture, the picture alone, neither (InstructPix2Pix, section 3.2.1)
-            guidance={1: ("conditional",), 3: ("conditional", "image", "unconditional")},
+        **dict.fromkeys(
+            (
+                "StableDiffusionInpaintPipeline",
+                "StableDiffusionControlNetInpaintPipeline",
+                "StableDiffusionXLInpaintPipeline",
+                "StableDiffusionXLControlNetInpaintPipeline",
+            ),
+            Profile("inpainting", _TEXT, note=_BY_CHANNELS.format(picture="scene (where its U-Net takes 9 channels)")),
         ),
-        "StableDiffusionXLInstructPix2PixPipeline": Profile(
-            "instruct-pix2pix-xl",
-            _TEXT,
-            guidance={1: ("conditional",), 3: ("conditional", "image", "unconditional")},
+        "StableDiffusionUpscalePipeline": Profile(
+            "upscaler", _TEXT, note=_BY_CHANNELS.format(picture="low-resolution picture")
+        ),
+        **dict.fromkeys(
+            ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline"),
+            Profile(
+                "instruct-pix2pix", _TEXT, guidance=_THREE_BRANCHES, note=_BY_CHANNELS.format(picture="input picture")
+            ),
         ),
         "PaintByExamplePipeline": Profile("paint-by-example", (KeyContext("reference", "patches"),)),
         "StableDiffusionImageVariationPipeline": Profile("image-variation", (KeyContext("reference", "patches"),)),
@@ -177,9 +228,31 @@ PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
 
 
 def find_profile(model: Any) -> Profile | None:
-    """The profile of a pipeline: its class's, or the nearest parent's; None if none is known."""
+    """The profile of a pipeline or denoiser; None if none is known.
+
+    It is that of the family whose modules the denoiser has, or its class's, or the nearest parent's.
+    """
+    denoiser = model if hasattr(model, "named_modules") else getattr(model, "unet", None)
+    paths = [] if denoiser is None else [path for path, _ in denoiser.named_modules()]
+    for family in FAMILIES.values():
+        if any(fnmatchcase(path, pattern) for path in paths for pattern in family.modules):
+            return family
     names = (parent.__name__ for parent in type(model).__mro__)
     return next((PROFILES[name] for name in names if name in PROFILES), None)
+
+
+def named_profile(name: str) -> Profile:
+    """The profile of that name.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    known = {one.name: one for one in PROFILES.values()} | dict(FAMILIES)
+    if name not in known:
+        raise InputError(f"profile={name!r}: expected a Profile, or the name of one: {', '.join(sorted(known))}")
+    return known[name]
 
 
 def guess_profile(model: Any, context: Context | None) -> Profile:

@@ -23,6 +23,7 @@ from attrace.recorder.profile import (
     find_profile,
     guess_joint,
     guess_profile,
+    named_profile,
     rule_of,
     with_context,
 )
@@ -30,7 +31,14 @@ from attrace.recorder.provenance import dtype_and_device, identify, software_ver
 from attrace.recorder.run import DenoiserRecorder, RunOptions, writer_problem
 from attrace.recorder.select import Steps, select_steps
 from attrace.recorder.sink import TraceSink
-from attrace.recorder.sites import Candidate, find_candidates, find_denoiser, refuse_hidden, select_candidates
+from attrace.recorder.sites import (
+    Candidate,
+    find_candidates,
+    find_denoiser,
+    find_network,
+    refuse_hidden,
+    select_candidates,
+)
 from attrace.recorder.store import TraceStore, check_room, new_manifest_fields
 from attrace.recorder.writer import BackgroundWriter
 from attrace.schemas import AttraceError, Context, InputError, Manifest, Status, terms_of_use
@@ -75,7 +83,8 @@ def record(
     tokens: Sequence[str] | None = None,
     self_attention: bool = False,
     allow_gaps: bool = False,
-    profile: Profile | None = None,
+    profile: Profile | str | None = None,
+    network: str | None = None,
     model_id: str | None = None,
     revision: str | None = None,
     prompts: bool = True,
@@ -130,7 +139,11 @@ def record(
     allow_gaps
         Accept that layers are skipped in some steps, as block caches do; the gaps are missing values in the trace.
     profile
-        What is known of the pipeline; found by its class by default.
+        What is known of the pipeline, or the name of a profile (`docs/models.md`); found by its class or its modules by
+        default.
+    network
+        Attribute of the pipeline that holds the network to record, such as `"controlnet"`, in place of its denoiser.
+        Two networks of one run are two recordings, one inside the other.
     model_id, revision
         Where the model is from, for the manifest; a diffusers pipeline knows its own `model_id`.
     prompts
@@ -177,7 +190,7 @@ def record(
             images[name] = picture
     contexts = None if context is None else (context,) if isinstance(context, str) else tuple(context)
     profile = _resolve_profile(model, profile, contexts)
-    denoiser = find_denoiser(model, profile.denoiser)
+    denoiser = find_network(model, network) if network else find_denoiser(model, profile.denoiser)
     patterns = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
     found = find_candidates(denoiser)
     if any(one.joint for one in found):
@@ -338,8 +351,8 @@ def _paths(path: TracePath | Sequence[TracePath]) -> tuple[Path, ...]:
     return paths
 
 
-def _resolve_profile(model: Any, profile: Profile | None, contexts: tuple[Context, ...] | None) -> Profile:
-    profile = profile or find_profile(model)
+def _resolve_profile(model: Any, profile: Profile | str | None, contexts: tuple[Context, ...] | None) -> Profile:
+    profile = named_profile(profile) if isinstance(profile, str) else profile or find_profile(model)
     if profile is None:
         return guess_profile(model, None if contexts is None else contexts[0])
     if contexts is None or profile.holds_several_contexts:

@@ -120,7 +120,7 @@ class DenoiserRecorder:
         self.problem: AttraceError | None = None
         self.estimated_bytes = 0
         self.steps = 0
-        self.notes: list[str] = []
+        self.notes: list[str] = [] if options.profile.note is None else [options.profile.note]
         """What a reader of the trace should know: guesses, oddities."""
         self._model, self._denoiser, self._candidates = model, denoiser, dict(candidates)
         self._sink, self._writer, self._options = sink, writer, options

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import reduce
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,23 +44,41 @@ class Candidate:
 
 
 def find_denoiser(model: Any, attribute: str | None = None) -> nn.Module:
-    """The denoiser of a pipeline, or the module that was given.
+    """The denoiser of a pipeline or of a module that holds it, or the module that was given.
 
     Raises
     ------
     InputError
         If there is none.
     """
-    if isinstance(model, nn.Module):
-        return model
     for name in (attribute,) if attribute else ("unet", "transformer"):
-        denoiser = getattr(model, name, None)
+        denoiser = _attribute(model, name)
         if isinstance(denoiser, nn.Module):
             return denoiser
+    if isinstance(model, nn.Module):
+        return model
     raise InputError(
         f"expected a diffusers pipeline with a `{attribute or 'unet'}` or a torch module, found "
         f"{type(model).__name__}: pass the denoiser itself"
     )
+
+
+def find_network(model: Any, attribute: str) -> nn.Module:
+    """The network of that attribute, perhaps with dots in it.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    network = _attribute(model, attribute)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"network={attribute!r}: {type(model).__name__} has no torch module of that name")
+    return network
+
+
+def _attribute(model: Any, path: str) -> Any:
+    return reduce(lambda one, name: getattr(one, name, None), path.split("."), model)
 
 
 def find_candidates(denoiser: nn.Module) -> tuple[Candidate, ...]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter, defaultdict
+from collections.abc import Generator
 from importlib.util import find_spec
+
+import pytest
+from support import support_table
 
 # tiny models lose more time in waking threads than they win; read when torch is first imported, here or in a child
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,3 +16,28 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 NEED_TORCH = ["recorder/*", "examples/*", "cli/test_demo.py", "cli/test_record.py"]
 
 collect_ignore_glob = [] if find_spec("torch") else NEED_TORCH
+
+passed: dict[str, Counter[str]] = defaultdict(Counter)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare what writes the support table."""
+    parser.addoption("--support-table", action="store_true", help="write the table of docs/models.md from the results")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Count the tests that passed for each row of the support table."""
+    report = yield
+    if call.when == "call" and report.passed:
+        for mark in item.iter_markers("supports"):
+            passed[mark.args[0]][item.path.name] += 1
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the support table, where it is asked for."""
+    if session.config.getoption("--support-table"):
+        support_table.write(passed)

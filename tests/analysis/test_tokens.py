@@ -119,6 +119,14 @@ def test_no_text_context(tmp_path: Path) -> None:
         token_map(trace, "cat")
 
 
+def test_the_layers_of_one_grid_are_what_prompt_to_prompt_averages(trace: Trace) -> None:
+    found = token_map(trace, "corgi", grid=(4, 4))
+    expected = level_of(exact_layers(CLASSES[1:], CALLS, [2, 3]), "ulam", (4, 4))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.max())
+    with pytest.raises(InputError, match="queries on a grid of 5 x 5"):
+        token_map(trace, "corgi", grid=(5, 5))
+
+
 class TestDaam:
     CLASSES = (
         text_class("text/64x77h2d8", tokens=None, count=77, layers=("down.0", "up.0")),

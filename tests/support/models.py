@@ -10,10 +10,15 @@ import PIL.Image
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
+    DDPMScheduler,
     PaintByExamplePipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -72,6 +77,45 @@ def instruct_pix2pix() -> StableDiffusionInstructPix2PixPipeline:
         StableDiffusionInstructPix2PixPipeline(
             **_text_parts(),
             unet=tiny_unet(in_channels=8),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    )
+
+
+def inpainting() -> StableDiffusionInpaintPipeline:
+    return quiet(
+        StableDiffusionInpaintPipeline(
+            **_text_parts(),
+            unet=tiny_unet(in_channels=9),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    )
+
+
+def upscaler() -> StableDiffusionUpscalePipeline:
+    unet = tiny_unet(in_channels=7, num_class_embeds=100, only_cross_attention=(True, False))
+    parts = _text_parts()
+    parts["vae"].register_to_config(scaling_factor=0.08333)
+    return quiet(
+        StableDiffusionUpscalePipeline(**parts, unet=unet, low_res_scheduler=DDPMScheduler(), max_noise_level=90)
+    )
+
+
+def controlnet() -> StableDiffusionControlNetPipeline:
+    unet = tiny_unet()
+    torch.manual_seed(1)
+    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16)).eval()
+    for convolution in (*network.controlnet_down_blocks, network.controlnet_mid_block):
+        torch.nn.init.normal_(convolution.weight, std=0.1)  # made as zeros, they would change nothing
+    return quiet(
+        StableDiffusionControlNetPipeline(
+            **_text_parts(),
+            unet=unet,
+            controlnet=network,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -1,0 +1,115 @@
+"""PASD and SeeSR: networks of ours with their names and calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.reading import read_array, read_manifest, read_scores
+from support.research.restoration import UNet2DConditionModel
+from support.truth import check_recording, kinds
+from torch import Tensor
+
+from attrace.recorder import KeyContext, Profile, record
+
+GUIDANCE = ("unconditional", "conditional")
+
+
+def restore(unet: UNet2DConditionModel, tiles: int = 1) -> Tensor:
+    """Two steps, each of so many tiles, in batches of the negative and the positive prompt."""
+    random = torch.Generator().manual_seed(0)
+    text, image = torch.randn(2, 9, 10, generator=random), torch.randn(2, 145, 6, generator=random)
+    outputs = []
+    with torch.no_grad():
+        for timestep in (999.0, 499.0):
+            for _ in range(tiles):
+                sample = torch.randn(1, 4, 12, 16, generator=random).repeat(2, 1, 1, 1)
+                pixels = tuple(torch.randn(2, 8, 6 * size, 8 * size, generator=random) for size in (1, 2))
+                outputs.append(unet(sample, torch.tensor(timestep), text, pixels, image))
+    return torch.stack(outputs)
+
+
+@pytest.mark.supports("PASD")
+@pytest.mark.parametrize("capture", ["hooks", "attention"])
+@pytest.mark.parametrize("family", ["pasd", "pasd-light"])
+def test_control_picture_lies_on_the_grid_of_the_queries(family: str, capture: str, tmp_path: Path) -> None:
+    unet = UNet2DConditionModel(family)
+    path = tmp_path / "run.zarr"
+    found = check_recording(unet, unet, lambda: restore(unet), path, guidance=GUIDANCE, branch="both", capture=capture)
+    assert read_manifest(path).capture["profile"] == "pasd"
+    site = "pixel_attentions.0.transformer_blocks.0.attn2" if family == "pasd" else (
+        "attentions.0.transformer_blocks.0.attn2_plus"
+    )  # fmt: skip
+    reference = {name: kinds(one) for name, one in found.items() if one.context == "reference"}
+    assert reference == {
+        f"up_blocks.0.{site}": [("patch", 48, (6, 8))],
+        f"up_blocks.1.{site}": [("patch", 192, (12, 16))],
+    }
+    text = {name: kinds(one) for name, one in found.items() if one.context == "text"}
+    assert list(text.values()) == [[("text", 9, None)]] * 2
+    assert not any("attn1" in name for name in found)
+
+
+@pytest.mark.supports("PASD")
+def test_tiles_are_calls_of_their_own(tmp_path: Path) -> None:
+    unet = UNet2DConditionModel("pasd")
+    path = tmp_path / "run.zarr"
+    check_recording(unet, unet, lambda: restore(unet, tiles=3), path, guidance=GUIDANCE)
+    assert read_array(path, "timestep").tolist() == [999] * 3 + [499] * 3
+    assert "each tile is a call of its own" in str(read_manifest(path).capture["warnings"])
+
+
+@pytest.mark.supports("SeeSR")
+@pytest.mark.parametrize("capture", ["hooks", "attention"])
+def test_image_embedding_is_a_class_token_and_patches(capture: str, tmp_path: Path) -> None:
+    unet = UNet2DConditionModel("seesr")
+    path = tmp_path / "run.zarr"
+    found = check_recording(unet, unet, lambda: restore(unet), path, guidance=GUIDANCE, branch="both", capture=capture)
+    reference = [one for one in found.values() if one.context == "reference"]
+    assert [kinds(one) for one in reference] == [[("cls", 1, None), ("patch", 144, (12, 12))]] * 2
+    assert [one.query_grid for one in reference] == [(6, 8), (12, 16)]
+
+
+@pytest.mark.supports("SeeSR")
+def test_two_networks_of_one_run(tmp_path: Path) -> None:
+    class Pipeline:
+        unet, controlnet = UNet2DConditionModel("seesr"), UNet2DConditionModel("seesr")
+
+        def __call__(self) -> None:
+            restore(self.controlnet)
+            restore(self.unet)
+
+    pipeline = Pipeline()
+    with (
+        record(pipeline, tmp_path / "unet.zarr", guidance=GUIDANCE),
+        record(pipeline, tmp_path / "controlnet.zarr", guidance=GUIDANCE, network="controlnet"),
+    ):
+        pipeline()
+    first, second = (read_scores(tmp_path / f"{name}.zarr") for name in ("unet", "controlnet"))
+    assert first.keys() == second.keys()
+    for site, scores in first.items():
+        np.testing.assert_array_equal(scores, second[site])
+
+
+def test_a_profile_of_ones_own(tmp_path: Path) -> None:
+    """The profile that docs/models.md shows."""
+    profile = Profile(
+        "my-restorer",
+        contexts=(
+            KeyContext("reference", "query-grid", layers="*.attn2_plus"),
+            KeyContext("text", "text"),
+        ),
+        guidance={2: ("unconditional", "conditional")},
+        denoiser="unet",
+        note="the control picture is encoded anew in every step",
+    )
+    unet = UNet2DConditionModel("pasd-light")
+    with record(unet, tmp_path / "run.zarr", profile=profile):
+        restore(unet)
+    manifest = read_manifest(tmp_path / "run.zarr")
+    assert {one.context for one in manifest.classes} == {"reference", "text"}
+    assert manifest.guidance.branches == GUIDANCE
+    assert manifest.capture["profile"] == "my-restorer"
+    assert manifest.capture["warnings"] == ["the control picture is encoded anew in every step"]
