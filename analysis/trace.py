@@ -227,6 +227,11 @@ class Trace:
 
         return describe(self)
 
+    def _repr_html_(self) -> str:
+        from attrace.analysis.rich import describe_as_html
+
+        return describe_as_html(self)
+
     def __dask_tokenize__(self) -> Any:
         """What identifies the selected data: the recording and the selection, not the values."""
         return (
