@@ -3,7 +3,7 @@
 Two CPU cores are enough. The learning rate is warmed up, held, and falls to zero over the last steps, so a run can be
 continued with another number of steps (`--resume`). Weights are averaged exponentially; the average is what is saved.
 
-Beside the model of the demo there are variants of it, for the study of what the scores tell (docs/study.md):
+Beside the model of the demo there are variants of it, to study what the scores tell (`attrace.demo.study`):
 `no-positions`, whose tokens do not know their places in the reference; `coarse`, with attention at 8 x 8 patches only;
 and `supervised`, whose first and last layer are told in training where each patch comes from.
 """
