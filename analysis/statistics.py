@@ -161,12 +161,12 @@ def psnr(picture: ArrayLike, truth: ArrayLike, *, mask: ArrayLike | None = None)
 def ssim(picture: ArrayLike, truth: ArrayLike, *, mask: ArrayLike | None = None) -> float:
     """Structural similarity of an 8-bit picture and the true one: 1 where they are equal, -1 at worst.
 
-    Parameters are those of `psnr`; it takes scikit-image (`pip install scikit-image`), with its 7 x 7 window.
+    Parameters are those of `psnr`; it takes scikit-image (`pip install "attrace[quality]"`), with its 7 x 7 window.
     """
     try:
         from skimage.metrics import structural_similarity  # optional: only pictures with a truth need it
     except ModuleNotFoundError as error:
-        raise InputError("SSIM needs scikit-image: pip install scikit-image") from error
+        raise InputError('SSIM needs scikit-image: pip install "attrace[quality]"') from error
     values, true = _pictures(picture, truth)
     if min(values.shape[:2]) < 7:
         raise InputError(f"SSIM needs pictures of at least 7 x 7 pixels, found {values.shape[0]} x {values.shape[1]}")

@@ -103,10 +103,10 @@ def _requirements(*extras: str) -> set[str]:
     ("package", "declared"),
     [
         ("attrace.schemas", {"numpy", "pydantic"}),
-        ("attrace.analysis", _requirements("cluster")),
+        ("attrace.analysis", _requirements("cluster", "quality")),
         ("attrace.cli", _requirements()),
         ("attrace.recorder", _requirements("record")),
-        ("attrace.demo", _requirements("record", "train")),
+        ("attrace.demo", _requirements("quality", "record")),
     ],
 )
 def test_everything_imported_is_declared(package: str, declared: set[str]) -> None:
