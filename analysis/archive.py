@@ -58,7 +58,7 @@ def zip_writer(target: Path, *, overwrite: bool) -> Iterator[ZipWriter]:
                 yield ZipWriter(archive)
             _sync(file.fileno())
         partial.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -106,7 +106,7 @@ def unpack(packed: str | Path, target: str | Path, *, overwrite: bool = False) -
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise TraceFormatError(f"{packed} cannot be unpacked ({error}): it is damaged; copy it again") from error
     finally:
@@ -151,7 +151,7 @@ def _sync(handle: int) -> None:
     os.fsync(handle)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename last through a power loss, where folders can be opened."""
     with suppress(PermissionError):
         handle = os.open(folder, os.O_RDONLY)

@@ -86,7 +86,7 @@ class StoredTrace:
         TraceFormatError
             If the trace has no such array, or one of other dims, data type, shape or codecs.
         """
-        with _format_errors(f"trace {self.path}: the metadata of array {name!r} cannot be read"):
+        with format_errors(f"trace {self.path}: the metadata of array {name!r} cannot be read"):
             array = self.root.get(name)
         if not isinstance(array, zarr.Array):
             raise TraceFormatError(
@@ -98,6 +98,10 @@ class StoredTrace:
             raise TraceFormatError(f"trace {self.path}: array {name!r}: {problem} (attrace verify lists what is wrong)")
         return StoredArray(self.path, name, array)
 
+    def required_paths(self) -> list[str]:
+        """Paths of every array that the manifest requires; the cache of marginals is none of them."""
+        return [path for path in self._specs if f"/{DERIVED}/" not in path]
+
     def group(self, name: str) -> zarr.Group | None:
         """A group of the trace, by its path in the store; None where there is none.
 
@@ -106,7 +110,7 @@ class StoredTrace:
         TraceFormatError
             If its metadata cannot be read.
         """
-        with _format_errors(f"trace {self.path}: the metadata of group {name!r} cannot be read"):
+        with format_errors(f"trace {self.path}: the metadata of group {name!r} cannot be read"):
             group = self.root.get(name)
         return group if isinstance(group, zarr.Group) else None
 
@@ -119,7 +123,7 @@ class StoredTrace:
             If metadata cannot be read.
         """
         found = self.group(group)
-        with _format_errors(f"trace {self.path}: group {group!r} cannot be listed"):
+        with format_errors(f"trace {self.path}: group {group!r} cannot be listed"):
             return [] if found is None else sorted(found.array_keys())
 
     @cached_property
@@ -267,9 +271,21 @@ def reopen(stored: StoredTrace) -> StoredTrace:
     return _open(stored.path, stored.root.store)
 
 
+def unconsolidated(stored: StoredTrace) -> zarr.Group:
+    """The root group of a trace, whose members are read from the metadata of each, not from the copy of all.
+
+    Raises
+    ------
+    TraceFormatError
+        If its metadata cannot be read.
+    """
+    with format_errors(f"{stored.path}: the metadata of the root cannot be read"):
+        return zarr.open_group(stored.root.store, mode="r", zarr_format=3, use_consolidated=False)
+
+
 def _open(path: str, store: Store) -> StoredTrace:
     try:
-        with _format_errors(f"{path} is not an attrace trace: its zarr.json cannot be read"):
+        with format_errors(f"{path} is not an attrace trace: its zarr.json cannot be read"):
             root = zarr.open_group(store, mode="r", zarr_format=3)
             attribute = root.attrs.get(MANIFEST_ATTRIBUTE)
     except FileNotFoundError as error:
@@ -285,7 +301,7 @@ def _open(path: str, store: Store) -> StoredTrace:
 
 
 @contextmanager
-def _format_errors(problem: str) -> Iterator[None]:
+def format_errors(problem: str) -> Iterator[None]:
     """Turn whatever a library raises on metadata that it cannot make sense of into a TraceFormatError."""
     try:
         yield
@@ -326,7 +342,7 @@ def _zip_store(path: Path) -> Store:
     if not zipfile.is_zipfile(path):
         raise TraceFormatError(f"{path} is not an attrace trace: expected a folder or a .zip file, found another file")
     try:
-        with _format_errors(f"{path} is not a packed trace"), zipfile.ZipFile(path) as archive:
+        with format_errors(f"{path} is not a packed trace"), zipfile.ZipFile(path) as archive:
             check_entries([entry for entry in archive.infolist() if not entry.is_dir()], path)
     except OSError as error:  # of a table of contents that points before the beginning of the file
         raise TraceFormatError(f"{path} is not a packed trace, or was cut off ({error})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,12 +15,15 @@ import zarr
 import zarr.codecs
 from numpy.typing import NDArray
 
-from attrace.analysis.store import StoredTrace, open_store
+from attrace.analysis.content import content_id
+from attrace.analysis.limits import Limits
+from attrace.analysis.store import StoredTrace, open_store, unconsolidated
 from attrace.schemas import (
     ArraySpec,
     Manifest,
     SiteClass,
     Status,
+    TraceFormatError,
     class_arrays,
     derived_arrays,
     root_arrays,
@@ -31,9 +35,6 @@ Progress = Callable[[int, int], None]
 
 _READERS: Final = 4
 """Chunks read at a time: enough for reading to overlap decoding."""
-
-_READ_ERRORS: Final = (ValueError, RuntimeError, OSError)
-"""What zarr raises for a chunk with a wrong checksum, one that does not decompress, one that cannot be read."""
 
 _MASKED: Final = ("scores", "bias")
 """Arrays in which -inf is a value: an additive mask put it there."""
@@ -75,6 +76,8 @@ class Report:
     """Chunks that were read."""
     findings: tuple[Finding, ...]
     """Everything found, in the order of the checks."""
+    content_id: str | None = None
+    """Identifier of the content, as of `content_id`; None where there is a problem."""
 
     @property
     def problems(self) -> tuple[Finding, ...]:
@@ -143,10 +146,10 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
     """
     trace = open_store(path)
     manifest = trace.manifest
-    root = zarr.open_group(trace.root.store, mode="r", zarr_format=3, use_consolidated=False)
+    root = unconsolidated(trace)
     findings: list[Finding] = []
     steps = _finished_steps(root, findings)
-    arrays = _sound_arrays(root, manifest, steps, findings) | _images(trace.root, findings)
+    arrays = _sound_arrays(root, manifest, steps, findings) | _images(trace, findings)
     contents = _read(arrays, steps, progress)
     findings += _chunk_findings(arrays, contents)
     findings += _step_findings(manifest, arrays, contents, steps)
@@ -156,7 +159,9 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
         findings += _cache_findings(root, site_class, len(steps))
     findings += _consolidation_findings(trace, arrays)
     chunks = sum(len(chunks) for chunks in contents.values())
-    return Report(str(path), manifest.status, len(steps), len(arrays), chunks, tuple(findings))
+    sound = not any(finding.severity == "problem" for finding in findings)
+    content = content_id(trace) if sound else None
+    return Report(str(path), manifest.status, len(steps), len(arrays), chunks, tuple(findings), content)
 
 
 def _problem(array: str, message: str, chunk: str | None = None) -> Finding:
@@ -170,8 +175,12 @@ def _note(array: str, message: str, chunk: str | None = None) -> Finding:
 def _finished_steps(root: zarr.Group, findings: list[Finding]) -> tuple[int, ...]:
     """Steps whose marker is set; what is wrong with the marker goes to `findings`."""
     stored = _member(root, STEP_DONE)
-    spec = next(spec for spec in root_arrays(0 if stored is None else stored.shape[0]) if spec.name == STEP_DONE)
+    length = stored.shape[0] if stored is not None and stored.shape else 0
+    spec = next(spec for spec in root_arrays(length) if spec.name == STEP_DONE)
     problems = ["expected an array, found none"] if stored is None else list(_differences(stored, spec))
+    limit = Limits.from_environment().steps
+    if length > limit:
+        problems.append(f"expected at most {limit} steps, found {length}")
     findings += [_problem(STEP_DONE, message) for message in problems]
     if stored is None or problems:
         return ()
@@ -222,17 +231,24 @@ def _expected_arrays(root: zarr.Group, manifest: Manifest, steps: int) -> Iterat
 
 def _covered_by_cache(root: zarr.Group, site_class: SiteClass) -> int | None:
     """Steps that the cache of marginals says it covers; None where there is none, or one that was never finished."""
-    group = root.get(f"{site_class.group}/{DERIVED}")
+    try:
+        group = root.get(f"{site_class.group}/{DERIVED}")
+    except Exception:  # of metadata that is none: a cache may always be ignored
+        return None
     steps = group.attrs.get(DERIVED_STEPS) if isinstance(group, zarr.Group) else None
     return steps if isinstance(steps, int) else None
 
 
-def _images(root: zarr.Group, findings: list[Finding]) -> dict[str, _Array]:
+def _images(trace: StoredTrace, findings: list[Finding]) -> dict[str, _Array]:
     """The pictures, whatever their names: taken from the consolidated metadata, as not every store can list."""
-    group = root.get(IMAGES)
-    arrays = {}
-    for name, stored in group.arrays() if isinstance(group, zarr.Group) else ():
-        path, spec = f"{IMAGES}/{name}", image_array(name, stored.shape)
+    arrays: dict[str, _Array] = {}
+    try:
+        stored_images = {f"{IMAGES}/{name}": trace.array(f"{IMAGES}/{name}").array for name in trace.arrays_in(IMAGES)}
+    except TraceFormatError as error:
+        findings.append(_problem(IMAGES, str(error)))
+        return arrays
+    for path, stored in stored_images.items():
+        spec = image_array(path, stored.shape)
         differences = list(_differences(stored, spec))
         findings += [_problem(path, message) for message in differences]
         if not differences:
@@ -243,7 +259,7 @@ def _images(root: zarr.Group, findings: list[Finding]) -> dict[str, _Array]:
 def _member(root: zarr.Group, path: str) -> zarr.Array[Any] | None:
     try:
         member = root.get(path)
-    except _READ_ERRORS:
+    except Exception:  # zarr raises nearly anything on metadata that it cannot make sense of
         return None
     return member if isinstance(member, zarr.Array) else None
 
@@ -261,6 +277,9 @@ def _differences(stored: zarr.Array[Any], spec: ArraySpec) -> Iterator[str]:
     for what, value in expected.items():
         if found[what] != value:
             yield f"expected {what} {_text(value)}, found {_text(found[what])}"
+    limit = Limits.from_environment().chunk_bytes
+    if math.prod(stored.chunks) * stored.dtype.itemsize > limit:
+        yield f"expected chunks of at most {limit} bytes, found {_text(stored.chunks)}"
     if not np.array_equal(stored.fill_value, spec.fill, equal_nan=spec.dtype.startswith("float")):
         yield f"expected fill value {spec.fill}, found {stored.fill_value}"
     if not any(isinstance(codec, zarr.codecs.Crc32cCodec) for codec in stored.metadata.codecs):  # type: ignore[union-attr]
@@ -298,7 +317,7 @@ def _indices(spec: ArraySpec, steps: tuple[int, ...]) -> Iterator[_Index]:
 def _read_chunk(array: _Array, index: _Index) -> _Chunk:
     try:
         values = np.asarray(array.stored[_place(array.spec, index)])
-    except _READ_ERRORS as error:
+    except Exception as error:  # of a codec, a zip file, the system
         return _Chunk(fault=f"the chunk cannot be read: {error}")
     if values.ndim == 1 or values.dtype.kind == "i":
         return _Chunk(values=values)
@@ -432,9 +451,16 @@ def _cache_findings(root: zarr.Group, site_class: SiteClass, steps: int) -> Iter
     """A cache of marginals that does not count: maps are computed as if it were not there."""
     path = f"{site_class.group}/{DERIVED}"
     covered = _covered_by_cache(root, site_class)
-    if path in root and covered != steps:
+    if covered != steps and _has_cache(root, path):
         found = "it was never finished" if covered is None else f"it covers {covered} of {steps} steps"
         yield _note(path, f"the kept marginals are not used: {found} (attrace precompute makes them anew)")
+
+
+def _has_cache(root: zarr.Group, path: str) -> bool:
+    try:
+        return path in root
+    except Exception:  # of metadata that is none
+        return True
 
 
 def _coordinates(site_class: SiteClass) -> dict[str, NDArray[Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from attrace.cli.demo import demo
+from attrace.cli.diff import diff
 from attrace.cli.errors import as_failure
 from attrace.cli.export_trace import export
 from attrace.cli.info import info
@@ -17,6 +18,7 @@ from attrace.cli.pack import pack, unpack
 from attrace.cli.plot import plot
 from attrace.cli.precompute import precompute
 from attrace.cli.record import record
+from attrace.cli.repair import repair
 from attrace.cli.score import score
 from attrace.cli.sram import sram
 from attrace.cli.transfer import pull, push
@@ -54,5 +56,22 @@ def main(debug: bool) -> None:
     """
 
 
-for _command in (demo, record, info, verify, maps, sram, plot, score, precompute, pack, unpack, export, push, pull):
+for _command in (
+    demo,
+    record,
+    info,
+    verify,
+    diff,
+    repair,
+    maps,
+    sram,
+    plot,
+    score,
+    precompute,
+    pack,
+    unpack,
+    export,
+    push,
+    pull,
+):
     main.add_command(_command)

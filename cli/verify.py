@@ -34,5 +34,7 @@ def verify(ctx: click.Context, trace: str, as_json: bool) -> None:
             click.echo(f"note: {note}")
         verdict = "sound" if report.sound else f"{len(report.problems)} problems"
         click.echo(f"{trace}: {verdict}; {report.steps} steps, {report.arrays} arrays, {report.chunks} chunks read")
+        if report.content_id is not None:
+            click.echo(f"content {report.content_id}")
     if not report.sound:
         ctx.exit(INVALID_TRACE)
