@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from attrace.cli.aggregate import aggregate
 from attrace.cli.demo import demo
 from attrace.cli.diff import diff
 from attrace.cli.errors import as_failure
@@ -68,6 +69,7 @@ for _command in (
     plot,
     score,
     precompute,
+    aggregate,
     pack,
     unpack,
     export,

@@ -34,7 +34,7 @@ def write_maps(maps: Maps, path: Path, *, overwrite: bool) -> None:
         If something is there and is not to be overwritten.
     """
     writer = writer_for(path, directions_of(maps))
-    if overwrite and path.is_dir() and not _is_ours(path):
+    if overwrite and path.is_dir() and not is_ours(path):
         raise FileExistsError(f"{path} is a folder that attrace maps did not write: choose another path")
     write_beside(path, lambda partial: writer(maps, partial))
 
@@ -136,7 +136,8 @@ def _json_attributes(heat: xr.DataArray) -> dict[str, Any]:
     }
 
 
-def _is_ours(folder: Path) -> bool:
+def is_ours(folder: Path) -> bool:
+    """Whether attrace wrote a folder of maps or statistics, so that it may be replaced."""
     try:
         document = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

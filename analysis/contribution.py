@@ -1,0 +1,176 @@
+"""What one trace contributes to the statistics of many, as plain arrays that travel and are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import dask.base
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from attrace.analysis.levels import level_maps
+from attrace.analysis.maps import Size, grid_plans
+from attrace.analysis.marginals import marginal_arrays
+from attrace.analysis.scorecard import score_map
+from attrace.analysis.trace import Trace, open_trace
+from attrace.analysis.weights import as_mask, coverage
+from attrace.schemas import Direction
+
+Arrays = dict[str, NDArray[Any]]
+"""By name; labels of a dimension `layer` are in `labels:layer`."""
+
+MASK: Final = "mask"
+"""Picture of the painted region in a trace."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is computed for every trace."""
+
+    size: Size = (32, 32)
+    """Rows and columns of every map."""
+    groups: int = 5
+    """Groups of steps of the time-level maps."""
+    density: bool = False
+    """As for `ulam`."""
+    align: bool = False
+    """Lay the box around the mask over the whole map, for maps over the generated picture."""
+    layers: tuple[str, ...] = ()
+    """Globs of the layers to take; all by default."""
+    context: str | None = None
+    """As for `Trace.sel`."""
+    branch: str | None = None
+    """As for `Trace.sel`."""
+
+    def key(self, trace: Trace) -> str:
+        """Name of what a trace contributes: the same trace, steps and settings have the same one."""
+        described = json.dumps([trace.manifest.id, trace.steps, asdict(self)], sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()[:32]
+
+
+def trace_statistics(path: str, settings: Settings, storage_options: Mapping[str, Any] | None) -> Arrays:
+    """Maps, statistics of heads and scores of one trace, from one pass over its data.
+
+    Raises
+    ------
+    AttraceError
+        If the trace cannot be read, or has no map.
+    """
+    trace = open_trace(path, storage_options=storage_options).sel(context=settings.context, branch=settings.branch)
+    trace = trace.sel(layer=settings.layers or None)
+    maps = level_maps(trace, size=settings.size, groups=min(settings.groups, trace.steps), density=settings.density)
+    directions = sorted({str(heat.attrs["direction"]) for heat in maps.values()})
+    heads = {direction: _head_maps(trace, direction) for direction in directions}  # type: ignore[arg-type]
+    # on one thread: traces are what runs at the same time, and the order of every sum stays the same
+    maps, heads = dask.base.compute(maps, heads, scheduler="synchronous")
+    mask = as_mask(_mask_of(trace), MASK) if MASK in trace.images else None
+    arrays = _labels(trace)
+    for name, heat in maps.items():
+        heat = _with_every_label(heat, trace)
+        aligned = settings.align and mask is not None and heat.attrs["direction"] == "r2g"
+        arrays[name] = (_over_box(heat, mask) if aligned else heat).values  # type: ignore[arg-type]
+    for direction, found in heads.items():
+        arrays |= _statistics_of_heads(trace, found, direction, mask)
+    if mask is not None and "ulam_r2g" in maps:
+        card = score_map(maps["ulam_r2g"], mask)
+        arrays |= {name: np.array(getattr(card, name)) for name in ("imacs", "imacs_i2am", "inside", "area", "iou")}
+    return arrays
+
+
+def _with_every_label(heat: xr.DataArray, trace: Trace) -> xr.DataArray:
+    """A map of layers or heads with NaN for those that have no grid for its direction."""
+    labels = {"layer": list(trace.layers), "head": list(trace.heads)}
+    return heat.reindex({dim: values for dim, values in labels.items() if dim in heat.dims})
+
+
+def _labels(trace: Trace) -> Arrays:
+    return {"labels:layer": np.array(trace.layers), "labels:head": np.array(trace.heads)}
+
+
+def _mask_of(trace: Trace) -> NDArray[np.bool_]:
+    pixels: NDArray[Any] = trace.images[MASK].values
+    return (pixels if pixels.ndim == 2 else pixels[..., 0]) > 127
+
+
+def _head_maps(trace: Trace, direction: Direction) -> list[tuple[Any, Any]]:
+    """For each class with a grid, its plan and the mean over steps: lazy (layer, head, cell)."""
+    import dask.array as da
+
+    found = []
+    for plan in grid_plans(trace, direction, None, None):
+        marginal = marginal_arrays(trace, plan.marginals)[direction]
+        found.append((plan, da.nanmean(marginal[..., plan.places], axis=0)))
+    return found
+
+
+def _statistics_of_heads(
+    trace: Trace, found: list[tuple[Any, NDArray[Any]]], direction: str, mask: NDArray[np.float64] | None
+) -> Arrays:
+    """Entropy, mass inside the mask (layer, head), and similarity of the heads of a layer (layer); NaN where none."""
+    layers, heads = list(trace.layers), list(trace.heads)
+    entropy = np.full((len(layers), len(heads)), np.nan)
+    inside, similarity = entropy.copy(), np.full(len(layers), np.nan)
+    for plan, values in found:
+        selected = plan.marginals.selected
+        rows = [layers.index(path) for path in selected.paths]
+        place = np.ix_(rows, [heads.index(head) for head in selected.heads])
+        shares = values.astype(np.float64) / values.sum(axis=-1, keepdims=True, dtype=np.float64)
+        entropy[place] = _entropy(shares)
+        similarity[rows] = _similarity(shares)
+        if mask is not None and direction == "r2g":
+            inside[place] = shares @ coverage(mask, plan.grid).ravel()
+    arrays = {f"entropy_{direction}": entropy, f"similarity_{direction}": similarity}
+    return arrays | ({"inside_r2g": inside} if mask is not None and direction == "r2g" else {})
+
+
+def _entropy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Entropy over the cells relative to even attention: 1 is even, 0 is one cell."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(shares > 0, shares * np.log(shares), 0 * shares)
+    cells = shares.shape[-1]
+    entropy: NDArray[np.float64] = -terms.sum(axis=-1) / (np.log(cells) if cells > 1 else 1)
+    return entropy
+
+
+def _similarity(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean cosine between the maps of every two heads of a layer: (layer); NaN for one head."""
+    count = shares.shape[1]
+    if count < 2:
+        return np.full(len(shares), np.nan)
+    unit = shares / np.linalg.norm(shares, axis=-1, keepdims=True)
+    cosines = unit @ unit.transpose(0, 2, 1)
+    similarity: NDArray[np.float64] = (cosines.sum(axis=(1, 2)) - count) / (count * (count - 1))
+    return similarity
+
+
+def _over_box(heat: xr.DataArray, mask: NDArray[np.float64]) -> xr.DataArray:
+    """What lies in the box around a mask, stretched over the whole map (linear between cells)."""
+    targets = {}
+    for dim, covered in (("row", mask.max(axis=1)), ("column", mask.max(axis=0))):
+        inside = np.flatnonzero(covered) / len(covered)
+        first, length = inside[0], inside[-1] + 1 / len(covered) - inside[0]
+        cells = heat.sizes[dim]
+        centres = (first + (np.arange(cells) + 0.5) / cells * length) * cells - 0.5
+        targets[dim] = xr.DataArray(np.clip(centres, 0, cells - 1), dims=dim)
+    return heat.interp(targets)
+
+
+def keep(arrays: Arrays, path: Path) -> None:
+    """Write what a trace contributes, whole or not at all."""
+    unfinished = path.with_suffix(".partial")
+    with unfinished.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    unfinished.replace(path)
+
+
+def read_kept(path: Path, name: str) -> Arrays:
+    """One array that `keep` wrote, if it is there, and the labels."""
+    with np.load(path, allow_pickle=False) as kept:
+        wanted = [one for one in kept.files if one == name or one.startswith("labels:")]
+        return {one: kept[one] for one in wanted}

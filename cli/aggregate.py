@@ -1,0 +1,145 @@
+"""`attrace aggregate`: statistics over many traces."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from attrace.cli.errors import Failure
+from attrace.cli.export import MARK, is_ours, write_beside
+from attrace.cli.options import CONTEXTS, density_option, examples, json_option, overwrite_option, size
+from attrace.cli.output import check_output, chunk_progress, print_json, print_table, say
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from attrace.analysis.aggregate import Aggregate
+
+SUFFIXES = (".zarr", ".csv", ".parquet")
+
+
+@click.command(
+    epilog=examples(
+        'attrace aggregate "run*.zarr" -o statistics.zarr',
+        'attrace aggregate "run*.zarr" -o scores.csv --size 16x16 --align mask',
+    )
+)
+@click.argument("sources", metavar="SOURCES...", nargs=-1, required=True)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="A .zarr, .csv or .parquet file to write."
+)
+@click.option(
+    "--size", type=size, metavar="ROWSxCOLUMNS", default="32x32", show_default=True, help="Rows and columns of maps."
+)
+@click.option("--groups", type=click.IntRange(min=1), default=5, show_default=True, help="Groups of steps.")
+@click.option(
+    "--align",
+    type=click.Choice(("picture", "mask")),
+    default="picture",
+    show_default=True,
+    help="Lay whole pictures over each other, or the boxes around their masks.",
+)
+@density_option
+@click.option("--layers", multiple=True, metavar="GLOB", help="Layers by module path; may be repeated.")
+@click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are.")
+@click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option("--scheduler", metavar="ADDRESS", help="Address of a Dask cluster, such as tcp://host:8786.")
+@overwrite_option
+@json_option
+def aggregate(
+    sources: tuple[str, ...],
+    output: Path,
+    size: tuple[int, int],
+    groups: int,
+    align: str,
+    density: bool | None,
+    layers: tuple[str, ...],
+    context: str | None,
+    branch: str | None,
+    seed: int,
+    scheduler: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Compute statistics over many traces.
+
+    SOURCES are traces, folders of them, globs or addresses. Mean and variance of the maps of every level and direction,
+    entropy, mass inside the mask and similarity of heads, and the scores of every trace that has a mask, with
+    bootstrap intervals. A .zarr holds all of it, the tables leave out the maps.
+
+    What each trace contributes is kept beside the output (OUTPUT.parts) until all is written: run the same command
+    again after an interruption and it goes on. A trace that cannot be read is left out and reported at the end; the
+    exit code is then 1, and the parts stay.
+    """
+    from attrace.analysis.aggregate import aggregate as aggregate_traces
+    from attrace.analysis.aggregate import engine
+    from attrace.analysis.contribution import Settings
+
+    if output.suffix not in SUFFIXES:
+        raise click.BadParameter(f"expected a name that ends in {', '.join(SUFFIXES)}, found {output}", param_hint="-o")
+    check_output(output, overwrite=overwrite)
+    if output.is_dir() and not is_ours(output):
+        raise FileExistsError(f"{output} is a folder that attrace did not write: choose another path")
+    if output.suffix == ".parquet":
+        _require_pyarrow()
+    settings = Settings(size, groups, bool(density), align == "mask", layers, context, branch)
+    parts = output.with_name(output.name + ".parts")
+    with chunk_progress("traces") as progress, engine(scheduler) as pool:
+        made = aggregate_traces(sources, parts, settings=settings, executor=pool, seed=seed, progress=progress)
+    _write(made, output)
+    _report(made, as_json=as_json)
+    if made.broken:
+        listed = "\n".join(f"  {path}: {reason}" for path, reason in made.broken.items())
+        raise Failure(f"{len(made.broken)} traces are left out:\n{listed}")
+    shutil.rmtree(parts)
+
+
+def _require_pyarrow() -> None:
+    if find_spec("pyarrow") is None:
+        raise Failure("a .parquet file needs pyarrow: pip install pyarrow, or write a .csv")
+
+
+def _write(made: Aggregate, output: Path) -> None:
+    from attrace.analysis.aggregate import summary_table
+
+    def write(path: Path) -> None:
+        if output.suffix == ".zarr":
+            _plain(made.dataset).to_zarr(path, zarr_format=3, consolidated=False)
+        elif output.suffix == ".csv":
+            summary_table(made.dataset).to_csv(path, index=False)
+        else:
+            summary_table(made.dataset).to_parquet(path, index=False)
+
+    write_beside(output, write)
+
+
+def _plain(dataset: xr.Dataset) -> xr.Dataset:
+    """With text of any length, as Zarr has no type for fixed-length text, and marked as ours."""
+    texts = {name: values.astype(object) for name, values in dataset.coords.items() if values.dtype.kind == "U"}
+    return dataset.assign_coords(texts).assign_attrs({MARK: "1"})
+
+
+def _report(made: Aggregate, *, as_json: bool) -> None:
+    from attrace.analysis.aggregate import SCORES
+
+    scores = {
+        name: {
+            "mean": float(made.dataset[name].mean()),
+            "low": float(made.dataset[f"{name}_interval"].sel(bound="low")),
+            "high": float(made.dataset[f"{name}_interval"].sel(bound="high")),
+        }
+        for name in SCORES
+        if name in made.dataset
+    }
+    if as_json:
+        print_json({"traces": made.dataset.sizes["trace"], "scores": scores, "broken": dict(made.broken)})
+        return
+    say(f"{made.dataset.sizes['trace']} traces")
+    if scores:
+        rows = [[name, *(f"{value:.4g}" for value in found.values())] for name, found in scores.items()]
+        print_table([["score", "mean", "low", "high"], *rows], right=(1, 2, 3))
