@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attrace.analysis.archive import unpack
+    from attrace.analysis.content import content_id
     from attrace.analysis.correspondence import correspondence
+    from attrace.analysis.diff import Difference, diff
     from attrace.analysis.maps import hlam, llam, tlam, ulam
     from attrace.analysis.marginals import marginals
     from attrace.analysis.measures import Box, bounding_box, imacs, iou
     from attrace.analysis.pack import pack
     from attrace.analysis.precompute import precompute
+    from attrace.analysis.repair import repair
     from attrace.analysis.sram import sram
     from attrace.analysis.statistics import (
         agreement,
@@ -32,7 +35,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "archive": ("unpack",),
+    "content": ("content_id",),
     "correspondence": ("correspondence",),
+    "diff": (
+        "Difference",
+        "diff",
+    ),
     "maps": (
         "hlam",
         "llam",
@@ -48,6 +56,7 @@ _HOMES = {
     ),
     "pack": ("pack",),
     "precompute": ("precompute",),
+    "repair": ("repair",),
     "sram": ("sram",),
     "statistics": (
         "agreement",
@@ -95,12 +104,15 @@ sys.modules[__name__].__class__ = _Face
 
 __all__ = [
     "Box",
+    "Difference",
     "Trace",
     "Traces",
     "agreement",
     "bounding_box",
+    "content_id",
     "correspondence",
     "correspondence_error",
+    "diff",
     "drift",
     "effective_tokens",
     "entropy",
@@ -115,6 +127,7 @@ __all__ = [
     "pack",
     "precompute",
     "psnr",
+    "repair",
     "sram",
     "ssim",
     "tlam",

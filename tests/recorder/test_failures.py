@@ -23,6 +23,8 @@ from support import models
 from support.reading import read_array, read_manifest, read_scores
 from torch import nn
 
+from attrace.analysis.repair import repair
+from attrace.analysis.verify import verify
 from attrace.recorder import Recording, record
 from attrace.recorder.store import TraceStore
 from attrace.schemas import CaptureError, InputError, SizeLimitError, TraceExistsError, TraceNotFoundError
@@ -354,6 +356,8 @@ SCRIPT = """
 import os
 import sys
 import torch
+from attrace.analysis.repair import repair
+from attrace.analysis.verify import verify
 from attrace.recorder import Recording, record
 from support import models
 
@@ -398,3 +402,5 @@ def test_killed_process_leaves_every_finished_step(tmp_path: Path) -> None:
         np.testing.assert_array_equal(done, np.arange(len(done)))
         for site, scores in read_scores(path).items():  # zarr checks the checksum of every chunk that it reads
             np.testing.assert_array_equal(scores, truth[site][: len(done)])
+        assert repair(path) == len(done)
+        assert verify(path).findings == ()
