@@ -120,9 +120,11 @@ def record(
         "input": stored_picture(scene, values, "--scene"),
     }
     with recorder_needed("record"), _messages_on_stderr():
+        from attrace.recorder import RecordingWarning
         from attrace.recorder import record as start_recording
         from attrace.recorder.pipelines import call_arguments, first_picture, load_pipeline
 
+        warnings.simplefilter("ignore", RecordingWarning)  # raised below, once the picture is saved
         pipeline = load_pipeline(
             source,
             class_name=class_name,
@@ -151,6 +153,8 @@ def record(
                 recording.images["generated"] = picture
     if save_image is not None and picture is not None:
         picture.save(save_image)
+    if recording.problem is not None:
+        raise recording.problem
     _tell(recording)
     click.echo(str(output))
 

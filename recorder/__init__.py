@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attrace.recorder.profile import MUTUAL_ATTENTION, REFERENCE_NETWORK, KeyContext, LabelWarning, Profile
-    from attrace.recorder.recording import Recording, Statistics, record
+    from attrace.recorder.recording import Recording, RecordingWarning, Statistics, record
 
 __all__ = [
     "MUTUAL_ATTENTION",
@@ -19,6 +19,7 @@ __all__ = [
     "LabelWarning",
     "Profile",
     "Recording",
+    "RecordingWarning",
     "Statistics",
     "record",
 ]
@@ -30,6 +31,7 @@ _HOMES = {
     "LabelWarning": "profile",
     "Profile": "profile",
     "Recording": "recording",
+    "RecordingWarning": "recording",
     "Statistics": "recording",
     "record": "recording",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -46,6 +47,10 @@ from attrace.schemas import AttraceError, Context, InputError, Manifest, Status,
 Choice = TypeVar("Choice", bound=str)
 
 TracePath = str | PathLike[str]
+
+
+class RecordingWarning(UserWarning):
+    """The model ran to its end, but its recording failed: the trace holds the steps before, or some layers less."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def record(
     codec: Codec = "zstd",
     queue_bytes: int = 256 * 2**20,
     limit_bytes: int | None = None,
+    strict: bool = False,
     overwrite: bool = False,
 ) -> Recording:
     """Record the attention of a diffusion model while it runs.
@@ -159,14 +165,19 @@ def record(
         tells which arrays there are.
     limit_bytes
         Bytes that the arrays of all samples may take before compression. A recording that would take more writes
-        nothing; the model's run goes on, and `SizeLimitError` is raised at the end of the `with` block.
+        nothing; the model's run goes on, and `SizeLimitError` is the problem at the end of the `with` block.
+    strict
+        Raise at the end of the `with` block what went wrong with the recording alone (a full disk, a trace that
+        vanished, a layer that was skipped). By default that is a `RecordingWarning`, so that the run's picture is not
+        lost with its trace; `recording.problem` holds it.
     overwrite
         Replace traces that are there.
 
     Returns
     -------
     Recording
-        A context manager. `images` are the pictures, `paths` the traces, `statistics` what it did.
+        A context manager. `images` are the pictures, `paths` the traces, `statistics` what it did, `problem` what went
+        wrong.
 
     Raises
     ------
@@ -174,7 +185,7 @@ def record(
         If an argument does not fit the model; at once, or in the first step where only that can tell.
     CaptureError
         If the model's attention cannot be captured (before the run where that can be known, else in the first step),
-        or was not captured whole (at the end).
+        or, if `strict`, was not captured whole (at the end). Also at the end if the denoiser was never called.
     TraceExistsError
         If something is at `path` already.
 
@@ -226,7 +237,7 @@ def record(
         **dtype_and_device(denoiser),
         **terms_of_use(licence, citation),
     }
-    output = _Output(paths, _one_of("codec", codec, ("zstd", "none")), queue_bytes, overwrite)
+    output = _Output(paths, _one_of("codec", codec, ("zstd", "none")), queue_bytes, strict, overwrite)
     return Recording(model, denoiser, {one: methods[one.path] for one in candidates}, options, output, images, manifest)
 
 
@@ -237,6 +248,7 @@ class _Output:
     paths: tuple[Path, ...]
     codec: Codec
     queue_bytes: int
+    strict: bool
     overwrite: bool
 
 
@@ -266,6 +278,8 @@ class Recording:
         """The pictures to keep; set `images["generated"]` inside the block."""
         self.paths = output.paths
         """The traces, one for each sample."""
+        self.problem: AttraceError | None = None
+        """What went wrong with the recording, once its `with` block ended; None if all is in the trace."""
         self._model, self._denoiser = model, denoiser
         self._candidates = candidates
         self._options, self._output, self._manifest = options, output, manifest
@@ -302,13 +316,22 @@ class Recording:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
-        problem = self._close(failed=error is not None)
+        problem = self.problem = self._close(failed=error is not None)
         if problem is None or problem is error:
             return False
-        if error is None:
+        if error is not None:
+            error.add_note(f"attrace: {problem}")
+        elif self._output.strict or not self._has_run:
             raise problem
-        error.add_note(f"attrace: {problem}")
+        else:
+            warnings.warn(
+                RecordingWarning(f"the model ran to its end, but its recording failed: {problem}"), stacklevel=2
+            )
         return False
+
+    @property
+    def _has_run(self) -> bool:
+        return self._parts is not None and self._parts.run.calls > 0
 
     def _close(self, *, failed: bool) -> AttraceError | None:
         """Remove the hooks, write what waits, close the traces; what went wrong with the recording itself."""

@@ -88,6 +88,13 @@ def _stops_recording(method: Callable[..., None]) -> Callable[..., None]:
             if self.plan is None:
                 raise
             self.stop(problem)
+        # a recorder that fails, out of memory or by a fault of its own, must not cost the picture
+        except Exception as error:
+            if self.plan is None:
+                raise
+            fault = CaptureError(f"recording stopped in step {self.steps} ({type(error).__name__}: {error})")
+            fault.__cause__ = error
+            self.stop(fault)
 
     return guarded
 
@@ -126,7 +133,7 @@ class DenoiserRecorder:
         self._sink, self._writer, self._options = sink, writer, options
         self._read_arguments = argument_reader(denoiser)
         self._copy = HostCopier()
-        self._calls = 0
+        self.calls = 0
         self._step: _Step | None = None
         self._waiting: _Step | None = None
         """A step of which another branch is still to come."""
@@ -197,16 +204,16 @@ class DenoiserRecorder:
         """What the recording of a run that ended well left out, or what stopped it; None if it is whole."""
         if self.problem is not None:
             return self.problem
-        if self._calls == 0:
+        if self.calls == 0:
             return CaptureError(
                 f"{type(self._denoiser).__name__} was never called in the recording: call the pipeline inside the "
                 "`with` block (a module that was compiled or copied beforehand is another one)"
             )
         if self.plan is None:
-            return CaptureError(f"none of the {self._calls} denoiser calls was selected by steps=, or none finished")
-        unreached = self._options.steps.unreached(self._calls)
+            return CaptureError(f"none of the {self.calls} denoiser calls was selected by steps=, or none finished")
+        unreached = self._options.steps.unreached(self.calls)
         if unreached:
-            self._note(f"steps= names {shorten(list(map(str, unreached)))}, but there were {self._calls} calls")
+            self._note(f"steps= names {shorten(list(map(str, unreached)))}, but there were {self.calls} calls")
         if self._missing:
             sites = shorten([f"{path} in call {calls[0]}" for path, calls in self._missing.items()])
             return CaptureError(
@@ -233,8 +240,8 @@ class DenoiserRecorder:
         begins = self._begin_branch(arguments)
         if begins:
             self._finish_waiting()
-            call = self._calls
-            self._calls += 1
+            call = self.calls
+            self.calls += 1
             if call not in self._options.steps:
                 return
             self._check_writer()

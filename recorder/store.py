@@ -63,6 +63,10 @@ class TraceStore:
         check_room(path, overwrite=overwrite)
         if path.exists():
             shutil.rmtree(path)
+        try:
+            path.mkdir(parents=True)  # of two recorders that begin at once, one makes it
+        except FileExistsError as error:
+            raise TraceExistsError(f"{path} is being written by another recorder: choose another path") from error
         self.path = path
         self.manifest = manifest
         self.finished_steps = 0
@@ -125,11 +129,13 @@ class TraceStore:
         """Cut the arrays to the finished steps, write the final manifest, consolidate metadata and sync to the disk."""
         self._require_presence()
         self._resize(self.finished_steps)
+        sync_folder(self.path)  # before the manifest says that all is there
         self.update(status=status, steps=self.finished_steps, finished=utc_now())
         with warnings.catch_warnings():  # zarr warns that not every reader knows consolidated metadata: none needs it
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(self._root.store)
         sync_folder(self.path)
+        sync_file(self.path.absolute().parent)  # that there is such a folder
 
     def require_capacity(self, steps: int) -> None:
         """Make room for at least that many steps."""
@@ -137,9 +143,13 @@ class TraceStore:
             self._resize(max(steps, 2 * self._capacity))
 
     def _require_presence(self) -> None:
-        """Refuse to write into a trace that somebody removed: zarr would make its folders anew, without its past."""
-        if not (self.path / "zarr.json").exists():
-            raise TraceNotFoundError(f"{self.path} vanished while it was being written")
+        """Refuse to write into a trace that somebody removed, or replaced by another: zarr would mix the two."""
+        try:
+            root = (self.path / "zarr.json").read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise TraceNotFoundError(f"{self.path} vanished while it was being written") from error
+        if self.manifest.id.encode() not in root:
+            raise TraceExistsError(f"{self.path} was replaced by another recorder while it was being written")
 
     def _resize(self, steps: int) -> None:
         for array in self._arrays.values():
@@ -240,11 +250,16 @@ def sync_folder(path: Path) -> None:
     """Flush every file below a folder to the disk, so that a power loss after this loses nothing."""
     for folder, _, files in os.walk(path):
         for name in [*files, ""]:
-            handle = os.open(os.path.join(folder, name), os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            sync_file(Path(folder, name))
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _is_trace(path: Path) -> bool:

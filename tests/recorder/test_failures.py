@@ -37,7 +37,8 @@ def run(pipeline: Any, prompt: Any = "a cat", **arguments: Any) -> Any:
 
 def record_calls(unet: Any, path: Path, *calls: Callable[[], object], **arguments: Any) -> Recording:
     """Record calls of a bare denoiser."""
-    with record(unet, path, **({"context": "text"} | arguments)) as recording:
+    given: dict[str, Any] = {"context": "text", "strict": True} | arguments
+    with record(unet, path, **given) as recording:
         for call in calls:
             call()
     return recording
@@ -269,7 +270,7 @@ class TestFoundAtTheEnd:
         expected, found = run(pipeline), []
         with (
             pytest.raises(SizeLimitError, match=r"60\.4 kB.*20 kB"),
-            record(pipeline, tmp_path / "run.zarr", limit_bytes=20_000),
+            record(pipeline, tmp_path / "run.zarr", limit_bytes=20_000, strict=True),
         ):
             found.append(run(pipeline))
         np.testing.assert_array_equal(found[0], expected)
@@ -278,7 +279,9 @@ class TestFoundAtTheEnd:
 
     def test_limit_that_is_reached_on_the_way(self, tmp_path: Path) -> None:
         unet = models.tiny_unet()
-        recording = record(unet, tmp_path / "run.zarr", context="text", encoding="factors", limit_bytes=50_000)
+        recording = record(
+            unet, tmp_path / "run.zarr", context="text", encoding="factors", limit_bytes=50_000, strict=True
+        )
 
         def run_on() -> None:
             with recording:
@@ -306,7 +309,7 @@ class TestWriter:
         images = []
 
         def record_run() -> None:
-            with record(pipeline, tmp_path / "run.zarr") as recording:
+            with record(pipeline, tmp_path / "run.zarr", strict=True) as recording:
                 images.append(run(pipeline))
                 recording.images["generated"] = images[0][0]
 
