@@ -222,7 +222,7 @@ class TestFlux:
         pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
         with (
             pytest.raises(CaptureError, match=r"single_transformer_blocks.*allow_gaps"),
-            record(pipeline, tmp_path / "refused.zarr"),
+            record(pipeline, tmp_path / "refused.zarr", strict=True),
         ):
             generate(pipeline, num_inference_steps=3)
         with record(pipeline, tmp_path / "run.zarr", allow_gaps=True, encoding="scores"):
@@ -237,7 +237,7 @@ class TestFlux:
         expected, found = edit(kontext), []
         with (
             pytest.raises(SizeLimitError, match="2 sites of the first step alone"),
-            record(kontext, tmp_path / "run.zarr", limit_bytes=5000),
+            record(kontext, tmp_path / "run.zarr", limit_bytes=5000, strict=True),
         ):
             found.append(edit(kontext))
         np.testing.assert_array_equal(found, [expected])  # the model ran on
