@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -105,7 +106,7 @@ def damaged_json(content: bytes, random_: random.Random) -> bytes:
             case 2 if isinstance(container[key], int):
                 container[key] += random_.choice((-1, 1, 2**20, -(2**33)))
             case _:
-                container[key] = random_.choice(VALUES)
+                container[key] = deepcopy(random_.choice(VALUES))  # it may be damaged next
     return json.dumps(document).encode()
 
 
