@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from attrace.analysis.contribution import Arrays, Settings, keep, read_kept, trace_statistics
+from attrace.analysis.contribution import SCORES, Arrays, Settings, keep, read_kept, trace_statistics
 from attrace.analysis.trace import open_trace
 from attrace.analysis.traces import OPENING_THREADS, Sources, find_traces
 from attrace.schemas import AttraceError, InputError
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Told how many of how many traces are done."""
-
-SCORES: Final = ("imacs", "imacs_i2am", "inside", "area", "iou")
-"""Numbers of a trace that has a mask, as in `Scorecard`."""
 
 STATISTIC_DIMS: Final = {
     "ulam": ("row", "column"),

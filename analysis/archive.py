@@ -56,7 +56,7 @@ def zip_writer(target: Path, *, overwrite: bool) -> Iterator[ZipWriter]:
         with partial.open("wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 yield ZipWriter(archive)
-            _sync(file.fileno())
+            os.fsync(file.fileno())
         partial.replace(target)
         sync_folder(target.parent)
     finally:
@@ -122,7 +122,7 @@ def _extract(archive: zipfile.ZipFile, folder: Path, where: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(entry) as source, path.open("xb") as file:
             shutil.copyfileobj(source, file)
-            _sync(file.fileno())
+            os.fsync(file.fileno())
 
 
 def _check_room(target: Path, *, overwrite: bool) -> None:
@@ -145,10 +145,6 @@ def _beside(target: Path) -> Path:
 def _remove_folder(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
-
-
-def _sync(handle: int) -> None:
-    os.fsync(handle)
 
 
 def sync_folder(folder: Path) -> None:

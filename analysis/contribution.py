@@ -28,6 +28,9 @@ Arrays = dict[str, NDArray[Any]]
 MASK: Final = "mask"
 """Picture of the painted region in a trace."""
 
+SCORES: Final = ("imacs", "imacs_i2am", "inside", "area", "iou")
+"""Numbers of a trace that has a mask, as in `Scorecard`."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -79,7 +82,7 @@ def trace_statistics(path: str, settings: Settings, storage_options: Mapping[str
         arrays |= _statistics_of_heads(trace, found, direction, mask)
     if mask is not None and "ulam_r2g" in maps:
         card = score_map(maps["ulam_r2g"], mask)
-        arrays |= {name: np.array(getattr(card, name)) for name in ("imacs", "imacs_i2am", "inside", "area", "iou")}
+        arrays |= {name: np.array(getattr(card, name)) for name in SCORES}
     return arrays
 
 

@@ -125,7 +125,7 @@ def _plain(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _report(made: Aggregate, *, as_json: bool) -> None:
-    from attrace.analysis.aggregate import SCORES
+    from attrace.analysis.contribution import SCORES
 
     scores = {
         name: {
