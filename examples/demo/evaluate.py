@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from attrace.analysis import Trace, correspondence, imacs, llam, open_trace, ulam
+from attrace.analysis import Trace, correspondence, imacs, llam, mass, open_trace, ulam
 from attrace.demo.data import SIZE, SampleMaker, Samples, reference_position
 from attrace.demo.pipeline import ReferenceInpaintPipeline, build_pipeline
 from attrace.demo.run import load_pipeline
@@ -102,10 +102,10 @@ def _quality(samples: Samples, painted: Tensor, traces: list[Trace]) -> Quality:
     return Quality(
         psnr=float(np.mean([_psnr(*one) for one in zip(painted, samples.scene, samples.mask, strict=True)])),
         ssim=float(np.mean([_ssim(*one) for one in zip(painted, samples.scene, samples.mask, strict=True)])),
-        r2g_mass=float(np.mean([_mass(*one) for one in zip(r2g, masks, strict=True)])),
+        r2g_mass=float(np.mean([mass(*one) for one in zip(r2g, masks, strict=True)])),
         mask_area=float(samples.mask.mean()),
         r2g_imacs=float(np.mean([imacs(*one) for one in zip(r2g, masks, strict=True)])),
-        g2r_object_mass=float(np.mean([_mass(*one) for one in zip(g2r, objects, strict=True)])),
+        g2r_object_mass=float(np.mean([mass(*one) for one in zip(g2r, objects, strict=True)])),
         object_area=float(samples.object_mask.mean()),
         layer_mass=_layer_mass(traces, masks),
         sram_error={layer: _sram_error(samples, traces, layer) for layer in traces[0].layers},
@@ -115,13 +115,9 @@ def _quality(samples: Samples, painted: Tensor, traces: list[Trace]) -> Quality:
 def _layer_mass(traces: list[Trace], masks: list[xr.DataArray]) -> dict[str, float]:
     maps = [llam(trace, direction="r2g", size=(SIZE, SIZE)).compute() for trace in traces]
     return {
-        layer: float(np.mean([_mass(one.sel(layer=layer), mask) for one, mask in zip(maps, masks, strict=True)]))
+        layer: float(np.mean([mass(one.sel(layer=layer), mask) for one, mask in zip(maps, masks, strict=True)]))
         for layer in traces[0].layers
     }
-
-
-def _mass(attribution: xr.DataArray, mask: xr.DataArray) -> float:
-    return float((attribution * mask.values).sum() / attribution.sum())
 
 
 def _sram_error(samples: Samples, traces: list[Trace], layer: str) -> float:
