@@ -33,7 +33,7 @@ STATISTIC_DIMS: Final = {
     "llam": ("layer", "row", "column"),
     "entropy": ("layer", "head"),
     "inside": ("layer", "head"),
-    "similarity": ("layer",),
+    "agreement": ("layer",),
 }
 """Dimensions of what is averaged over traces, by the first word of its name."""
 

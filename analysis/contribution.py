@@ -18,8 +18,9 @@ from attrace.analysis.levels import level_maps
 from attrace.analysis.maps import Size, grid_plans
 from attrace.analysis.marginals import marginal_arrays
 from attrace.analysis.scorecard import score_map
+from attrace.analysis.statistics import agreement, entropy, mass
 from attrace.analysis.trace import Trace, open_trace
-from attrace.analysis.weights import as_mask, coverage
+from attrace.analysis.weights import as_mask
 from attrace.schemas import Direction
 
 Arrays = dict[str, NDArray[Any]]
@@ -115,41 +116,22 @@ def _head_maps(trace: Trace, direction: Direction) -> list[tuple[Any, Any]]:
 def _statistics_of_heads(
     trace: Trace, found: list[tuple[Any, NDArray[Any]]], direction: str, mask: NDArray[np.float64] | None
 ) -> Arrays:
-    """Entropy, mass inside the mask (layer, head), and similarity of the heads of a layer (layer); NaN where none."""
+    """Entropy, mass inside the mask (layer, head), and agreement of the heads of a layer (layer); NaN where none."""
     layers, heads = list(trace.layers), list(trace.heads)
-    entropy = np.full((len(layers), len(heads)), np.nan)
-    inside, similarity = entropy.copy(), np.full(len(layers), np.nan)
+    of_heads = np.full((len(layers), len(heads)), np.nan)
+    inside, alike = of_heads.copy(), np.full(len(layers), np.nan)
     for plan, values in found:
         selected = plan.marginals.selected
         rows = [layers.index(path) for path in selected.paths]
         place = np.ix_(rows, [heads.index(head) for head in selected.heads])
-        shares = values.astype(np.float64) / values.sum(axis=-1, keepdims=True, dtype=np.float64)
-        entropy[place] = _entropy(shares)
-        similarity[rows] = _similarity(shares)
+        maps = xr.DataArray(values.reshape(*values.shape[:2], *plan.grid), dims=("layer", "head", "row", "column"))
+        of_heads[place] = entropy(maps)
+        if maps.sizes["head"] > 1:
+            alike[rows] = agreement(maps, "head")
         if mask is not None and direction == "r2g":
-            inside[place] = shares @ coverage(mask, plan.grid).ravel()
-    arrays = {f"entropy_{direction}": entropy, f"similarity_{direction}": similarity}
+            inside[place] = mass(maps, mask)
+    arrays = {f"entropy_{direction}": of_heads, f"agreement_{direction}": alike}
     return arrays | ({"inside_r2g": inside} if mask is not None and direction == "r2g" else {})
-
-
-def _entropy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy over the cells relative to even attention: 1 is even, 0 is one cell."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(shares > 0, shares * np.log(shares), 0 * shares)
-    cells = shares.shape[-1]
-    entropy: NDArray[np.float64] = -terms.sum(axis=-1) / (np.log(cells) if cells > 1 else 1)
-    return entropy
-
-
-def _similarity(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean cosine between the maps of every two heads of a layer: (layer); NaN for one head."""
-    count = shares.shape[1]
-    if count < 2:
-        return np.full(len(shares), np.nan)
-    unit = shares / np.linalg.norm(shares, axis=-1, keepdims=True)
-    cosines = unit @ unit.transpose(0, 2, 1)
-    similarity: NDArray[np.float64] = (cosines.sum(axis=(1, 2)) - count) / (count * (count - 1))
-    return similarity
 
 
 def _over_box(heat: xr.DataArray, mask: NDArray[np.float64]) -> xr.DataArray:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from attrace.analysis.measures import Box, bounding_box, imacs, iou
-from attrace.analysis.statistics import effective_tokens, entropy
-from attrace.analysis.weights import as_mask, coverage
+from attrace.analysis.statistics import effective_tokens, entropy, mass
+from attrace.analysis.weights import as_mask
 from attrace.schemas import InputError
 
 if TYPE_CHECKING:
@@ -62,15 +62,13 @@ def score_map(heat: xr.DataArray, mask: ArrayLike, *, picture_size: tuple[int, i
     if picture_size is not None:
         _require_proportions(values.shape, picture_size)
     heat = heat.compute()
-    covered = coverage(values, (heat.sizes["row"], heat.sizes["column"]))
-    attention = np.asarray(heat.transpose("row", "column").values, np.float64)
     box = bounding_box(heat)
-    in_pixels = None if box is None else _in_pixels(box, attention.shape, values.shape)
+    in_pixels = None if box is None else _in_pixels(box, (heat.sizes["row"], heat.sizes["column"]), values.shape)
     mask_box = _box_of(values > 0)
     return Scorecard(
         imacs=float(imacs(heat, values)),
         imacs_i2am=float(imacs(heat, values, compat="i2am")),
-        inside=float((attention * covered).sum() / attention.sum()),
+        inside=float(mass(heat, values)),
         area=float(values.mean()),
         box=in_pixels,
         mask_box=mask_box,

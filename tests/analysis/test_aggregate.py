@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.traces import make_trace, site_class
 
-from attrace.analysis import imacs, open_traces, ulam
+from attrace.analysis import agreement, entropy, hlam, imacs, mass, open_traces, ulam
 from attrace.analysis.aggregate import Moments, aggregate, bootstrap_interval, engine, merge_pairwise, summary_table
 from attrace.analysis.contribution import Settings
-from attrace.schemas import InputError
+from attrace.schemas import Direction, InputError
 
 SETTINGS = Settings(size=(8, 8))
 
@@ -60,10 +60,26 @@ def test_a_layer_counts_the_traces_that_have_it(expected: xr.Dataset) -> None:
     assert not expected["llam_g2r_mean"].isnull().any()
 
 
-def test_head_statistics_lie_where_they_can(expected: xr.Dataset) -> None:
-    for name in ("entropy_r2g", "entropy_g2r", "inside_r2g", "similarity_r2g"):
-        assert ((expected[f"{name}_mean"] > 0) & (expected[f"{name}_mean"] <= 1)).all()
-    assert expected["inside_r2g_mean"].dims == ("layer", "head")
+@pytest.mark.parametrize(("direction", "size"), [("r2g", (8, 8)), ("g2r", (4, 4))])
+def test_head_statistics_are_the_scores_of_the_maps(
+    runs: Path, expected: xr.Dataset, direction: Direction, size: tuple[int, int]
+) -> None:
+    by_head = [hlam(trace, direction=direction, layers="down*", size=size).compute() for trace in open_traces(runs)]
+    found = expected.sel(layer="down.0.attn2")
+    np.testing.assert_allclose(found[f"entropy_{direction}_mean"], np.mean([entropy(one) for one in by_head], axis=0))
+    alike = np.mean([agreement(one, "head") for one in by_head])
+    np.testing.assert_allclose(found[f"agreement_{direction}_mean"], alike)
+    if direction == "r2g":
+        mask = next(iter(open_traces(runs))).images["mask"].values > 127
+        np.testing.assert_allclose(found["inside_r2g_mean"], np.mean([mass(one, mask) for one in by_head], axis=0))
+        assert expected["inside_r2g_mean"].dims == ("layer", "head")
+
+
+def test_one_head_agrees_with_none(tmp_path: Path) -> None:
+    make_trace(tmp_path / "runs/one.zarr", (site_class(heads=1),))
+    made = aggregate(tmp_path / "runs", tmp_path / "parts", settings=SETTINGS).dataset
+    assert made["agreement_r2g_mean"].isnull().all()
+    assert (made["entropy_r2g_mean"] > 0).all()
 
 
 def test_scores_are_those_of_every_trace(runs: Path, expected: xr.Dataset) -> None:
