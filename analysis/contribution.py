@@ -15,8 +15,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from attrace.analysis.levels import level_maps
-from attrace.analysis.maps import Size, grid_plans
 from attrace.analysis.marginals import marginal_arrays
+from attrace.analysis.plans import Size, grid_plans
 from attrace.analysis.scorecard import score_map
 from attrace.analysis.statistics import agreement, entropy, mass
 from attrace.analysis.trace import Trace, open_trace

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from attrace.analysis.maps import Size, grid_plans, hlam, llam, tlam, ulam
+from attrace.analysis.maps import hlam, llam, tlam, ulam
+from attrace.analysis.plans import Size, grid_plans
 from attrace.schemas import Direction, InputError, Level
 from attrace.schemas.words import DIRECTIONS, LEVELS
 

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-import dask.array as da
-import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from attrace.analysis.marginals import (
-    ATTRIBUTES,
-    MarginalPlan,
-    Quantity,
-    marginal_arrays,
-)
-from attrace.analysis.resize import resize
-from attrace.analysis.trace import Layers, SelectedClass, Trace
+from attrace.analysis.level_map import level_map
+from attrace.analysis.marginals import ATTRIBUTES
+from attrace.analysis.plans import Size, checked_size, finest_grid, grid_plans
+from attrace.analysis.time_groups import time_group_coordinates, time_groups
+from attrace.analysis.trace import Layers, Trace
 from attrace.analysis.traces import Traces, map_each
-from attrace.analysis.weights import Keys, Queries, Weights, key_weights, picture_segment, query_weights
-from attrace.schemas import Direction, InputError, Level, SiteClass
+from attrace.analysis.weights import Keys, Queries
+from attrace.schemas import Direction, InputError, Level
 from attrace.schemas.words import DIRECTIONS
-
-Size = tuple[int, int]
-"""Rows and columns of a map."""
-
-DEFAULT_GROUPS: Final = 5
-"""Groups of steps of a time-level map."""
-
-LEVEL_DIMS: Final[dict[Level, tuple[str, ...]]] = {
-    "ulam": ("row", "column"),
-    "tlam": ("time_group", "row", "column"),
-    "hlam": ("head", "row", "column"),
-    "llam": ("layer", "row", "column"),
-}
-"""Dimensions of the map of each level."""
 
 _LONG_NAMES: Final[dict[Level, str]] = {
     "ulam": "unified attribution map",
@@ -208,20 +187,6 @@ def _of_each(
     return map_each(traces, maker, checked_size(size), options | {"direction": direction})
 
 
-@dataclass(frozen=True)
-class GridPlan:
-    """How the marginals of a class become maps on its grid."""
-
-    marginals: MarginalPlan
-    quantity: Quantity
-    """Which of what a pass computes the maps show."""
-    places: slice
-    """Queries or keys that lie on the grid."""
-    grid: Size
-    shown: Weights
-    """What each cell of the grid is multiplied by in the map: (cell), 0 where it is not shown."""
-
-
 def attribution_map(
     trace: Trace,
     level: Level,
@@ -247,200 +212,3 @@ def attribution_map(
         long_name=f"{named}, relative to even attention" if density else named,
         normalisation="density" if density else "none",
     )
-
-
-def level_map(
-    trace: Trace, level: Level, plans: Sequence[GridPlan], size: Size, spans: Sequence[slice] | None = None
-) -> xr.DataArray:
-    """The map of a level from the plans of its classes: resized to `size`, averaged over what the level averages."""
-    spans = spans if spans is not None else [slice(0, trace.steps)]
-    maps = xr.concat([_class_maps(trace, plan, size, spans) for plan in plans], "layer", join="outer")
-    in_order = np.argsort(maps["call_order"].values, kind="stable")
-    maps = maps.drop_vars("call_order").isel(layer=in_order)
-    averaged = [dim for dim in ("time_group", "layer", "head") if dim not in LEVEL_DIMS[level]]
-    levelled = maps.mean(averaged, skipna=True).transpose(*LEVEL_DIMS[level])
-    return levelled.assign_attrs(
-        level=level,
-        units="1",
-        source=trace.path,
-        context=str(trace.context),
-        branch=str(trace.branch),
-        layers=maps.sizes["layer"],
-        steps=trace.steps,
-    )
-
-
-def grid_plans(
-    trace: Trace, direction: Direction, queries: Queries, keys: Keys, *, density: bool = False
-) -> list[GridPlan]:
-    """What is to be computed for the maps of a direction: one plan for each selected class that has a grid for it.
-
-    Raises
-    ------
-    InputError
-        If no selected class has one, or the queries or keys that count are none.
-    """
-    if trace.steps == 0 or not trace.classes:
-        raise InputError(f"trace {trace.path} has no finished step yet: there is nothing to map")
-    gridded = [(one, place) for one in trace.classes if (place := _grid_of(one.site_class, direction)) is not None]
-    if not gridded:
-        raise InputError(_no_grid(trace, direction))
-    plans = [_grid_plan(trace, one, places, grid, direction, queries, keys, density) for one, (places, grid) in gridded]
-    usable = [plan for plan in plans if plan.shown.any() and plan.marginals.of_keys().any()]
-    if not usable:
-        raise InputError(f"trace {trace.path}: no selected layer with a grid for {direction} has the keys {keys!r}")
-    return usable
-
-
-def finest_grid(trace: Trace, direction: Direction) -> Size:
-    """Rows and columns of the finest grid recorded for a direction, whatever layers are selected."""
-    site_classes = [one for one in trace.manifest.classes if (one.context, one.branch) == (trace.context, trace.branch)]
-    grids = [place[1] for one in site_classes if (place := _grid_of(one, direction)) is not None]
-    return max(grids, key=lambda grid: (grid[0] * grid[1], grid))
-
-
-def checked_size(size: Size) -> Size:
-    """A size as two positive integers.
-
-    Raises
-    ------
-    InputError
-        If it is not that.
-    """
-    try:
-        rows, columns = (int(length) for length in size)
-    except (TypeError, ValueError):
-        rows = columns = 0
-    if rows < 1 or columns < 1:
-        raise InputError(f"size: expected (rows, columns), both at least 1, found {size!r}")
-    return rows, columns
-
-
-def time_groups(trace: Trace, groups: int | None = None, group_size: int | None = None) -> list[slice]:
-    """Groups of consecutive selected steps, as slices of them.
-
-    Raises
-    ------
-    InputError
-        If both numbers are given, or they do not fit the steps.
-    """
-    if groups is not None and group_size is not None:
-        raise InputError("give either groups (how many) or group_size (steps in each), not both")
-    if trace.steps == 0:
-        raise InputError(f"trace {trace.path} has no finished step yet: there is nothing to map")
-    if group_size is not None:
-        if group_size < 1:
-            raise InputError(f"group_size: expected at least 1 step, found {group_size}")
-        starts = list(range(0, trace.steps, group_size))
-    else:
-        count = min(DEFAULT_GROUPS, trace.steps) if groups is None else groups
-        if not 1 <= count <= trace.steps:
-            raise InputError(f"groups: expected 1 to {trace.steps} groups of {trace.steps} steps, found {count}")
-        starts = [part * trace.steps // count for part in range(count)]
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], trace.steps], strict=True)]
-
-
-def time_group_coordinates(trace: Trace, spans: Sequence[slice]) -> dict[str, Any]:
-    """First and last call of the denoiser in each group."""
-    return {
-        "first_call": ("time_group", trace.time[[span.start for span in spans]]),
-        "last_call": ("time_group", trace.time[[span.stop - 1 for span in spans]]),
-    }
-
-
-def _grid_of(site_class: SiteClass, direction: Direction) -> tuple[slice, Size] | None:
-    """Which queries or keys lie on a grid, and the grid; None if none do."""
-    if direction == "r2g":
-        return None if site_class.query_grid is None else (slice(0, site_class.queries), site_class.query_grid)
-    picture = picture_segment(site_class)
-    return None if picture is None or picture[1].grid is None else (picture[0], picture[1].grid)
-
-
-def _grid_plan(
-    trace: Trace,
-    selected: SelectedClass,
-    places: slice,
-    grid: Size,
-    direction: Direction,
-    queries: Queries,
-    keys: Keys,
-    density: bool,
-) -> GridPlan:
-    site_class = selected.site_class
-    of_queries, of_keys = query_weights(site_class, queries), key_weights(site_class, keys)
-    if direction == "r2g":
-        subset, chosen = keys, {"key_weights": of_keys}
-        shown = of_queries
-    else:
-        subset, chosen = queries, {"query_weights": of_queries}
-        shown = np.ones(places.stop - places.start) if keys is None else of_keys[places]
-    if subset is None:
-        marginals = MarginalPlan(selected, trace.step_places)
-    else:
-        marginals = MarginalPlan(selected, trace.step_places, quantities=(direction,), **chosen)
-    tokens = site_class.queries if direction == "r2g" else site_class.keys
-    return GridPlan(marginals, direction, places, grid, shown * tokens if density else shown)
-
-
-def _no_grid(trace: Trace, direction: Direction) -> str:
-    if direction == "r2g":
-        return (
-            f"trace {trace.path}: the queries of the selected layers lie on no grid, so there is no map over the "
-            "generated picture; marginals(trace) has the values"
-        )
-    single = all(one.site_class.keys == 1 for one in trace.classes)
-    if single:
-        return (
-            f"trace {trace.path}: the selected layers have one key (the reference as one vector), so the softmax over "
-            "keys is 1 everywhere and says nothing of where in the reference; use direction='r2g'"
-        )
-    return (
-        f"trace {trace.path}: the keys of the selected layers (context {trace.context!r}) lie on no grid, so there is "
-        "no map over the reference; use direction='r2g', token_map for text, or marginals(trace) for the values"
-    )
-
-
-def _class_maps(trace: Trace, plan: GridPlan, size: Size, spans: Sequence[slice]) -> xr.DataArray:
-    """Maps of every layer and head of a class: (time_group, layer, head, row, column); NaN where nothing was called."""
-    passed = marginal_arrays(trace, plan.marginals)[plan.quantity]
-    grouped = da.concatenate([_maps_of_span(passed[span], plan, size) for span in spans])
-    selected = plan.marginals.selected
-    coordinates = {
-        "layer": np.array(selected.paths, dtype=np.str_),
-        "head": np.array(selected.heads, dtype=np.int32),
-        "row": np.arange(size[0]),
-        "column": np.arange(size[1]),
-        "call_order": ("layer", [selected.site_class.sites[layer].order for layer in selected.layers]),
-    }
-    return xr.DataArray(grouped, coordinates, ("time_group", "layer", "head", "row", "column"))
-
-
-def _maps_of_span(passed: da.Array, plan: GridPlan, size: Size) -> da.Array:
-    """Mean over the steps, as maps: (time, layer, head, query or key) to (1, layer, head, row, column)."""
-    blocks, layers, heads, tokens = passed.chunks
-    made: dict[str, Any] = {"dtype": passed.dtype, "meta": np.empty((0,) * 5, passed.dtype)}
-    in_blocks = ((1,) * len(blocks), layers, heads, tokens, (2,))
-    sums = da.map_blocks(_sum_and_count, passed, chunks=in_blocks, new_axis=4, **made).rechunk({0: -1})
-    finish = partial(_mean_on_grid, plan=plan, size=size)
-    maps: da.Array = da.map_blocks(finish, sums, chunks=((1,), layers, heads, (size[0],), (size[1],)), **made)
-    return maps
-
-
-def _sum_and_count(passed: NDArray[Any]) -> NDArray[Any]:
-    """Sum over the steps without NaN, and how many it holds: (1, layer, head, query or key, sum and count)."""
-    sums = passed.sum(axis=0)
-    if np.isfinite(sums).all():
-        return np.stack([sums, np.full_like(sums, len(passed))], axis=-1)[None]
-    called = ~np.isnan(passed)
-    totals = np.where(called, passed, 0).sum(axis=0)
-    return np.stack([totals, called.sum(axis=0, dtype=passed.dtype)], axis=-1)[None]
-
-
-def _mean_on_grid(sums: NDArray[Any], plan: GridPlan, size: Size) -> NDArray[Any]:
-    """Mean over all steps, laid on the grid, resized and clamped: (1, layer, head, row, column)."""
-    total, count = np.moveaxis(sums.sum(axis=0)[:, :, plan.places], -1, 0)
-    with np.errstate(invalid="ignore"):
-        mean = total / count * plan.shown.astype(total.dtype)
-    on_grid = resize(mean.reshape(*mean.shape[:2], *plan.grid), size)
-    maps: NDArray[Any] = np.maximum(on_grid, 0)[None]
-    return maps

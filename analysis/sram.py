@@ -8,7 +8,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from attrace.analysis.maps import Size, attribution_map, finest_grid, time_group_coordinates, time_groups
+from attrace.analysis.maps import attribution_map
+from attrace.analysis.plans import Size, finest_grid
+from attrace.analysis.time_groups import time_group_coordinates, time_groups
 from attrace.analysis.trace import Layers, Trace
 from attrace.analysis.weights import as_mask
 from attrace.schemas import Direction, InputError, Level

@@ -9,16 +9,10 @@ from typing import Final, Literal
 import numpy as np
 import xarray as xr
 
-from attrace.analysis.maps import (
-    GridPlan,
-    Size,
-    checked_size,
-    finest_grid,
-    level_map,
-    time_group_coordinates,
-    time_groups,
-)
+from attrace.analysis.level_map import level_map
 from attrace.analysis.marginals import ATTRIBUTES, MarginalPlan
+from attrace.analysis.plans import GridPlan, Size, checked_size, finest_grid
+from attrace.analysis.time_groups import time_group_coordinates, time_groups
 from attrace.analysis.trace import Layers, Trace
 from attrace.schemas import InputError, Level, SelectionError, SiteClass
 

@@ -10,7 +10,8 @@ from attrace.analysis.figures.blend import Paint
 from attrace.analysis.figures.draw import DOTS_PER_INCH
 from attrace.analysis.figures.maps import PICTURE_OF, draw_map, draw_sram
 from attrace.analysis.levels import compute_together, level_maps, mappable_directions
-from attrace.analysis.maps import finest_grid, ulam
+from attrace.analysis.maps import ulam
+from attrace.analysis.plans import finest_grid
 from attrace.analysis.sram import At, chosen_patches, sram
 from attrace.analysis.strongest import strongest_patches
 from attrace.analysis.weights import coverage
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from attrace.analysis.maps import Size
+    from attrace.analysis.plans import Size
     from attrace.analysis.trace import Trace
 
 FileFormat = Literal["png", "pdf", "svg"]

@@ -28,7 +28,7 @@ from support.exact import (
 from support.traces import make_trace, site_class
 
 from attrace.analysis import Trace, hlam, llam, marginals, open_trace, tlam, ulam
-from attrace.analysis.maps import time_groups
+from attrace.analysis.time_groups import time_groups
 from attrace.analysis.weights import coverage
 from attrace.schemas import Direction, InputError, KeySegment, SelectionError, SiteClass
 

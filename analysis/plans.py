@@ -1,0 +1,127 @@
+"""What is to be computed for a map: the layers that have a grid for its direction, and what counts on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from attrace.analysis.marginals import MarginalPlan, Quantity
+from attrace.analysis.trace import SelectedClass, Trace
+from attrace.analysis.weights import Keys, Queries, Weights, key_weights, picture_segment, query_weights
+from attrace.schemas import Direction, InputError, SiteClass
+
+Size = tuple[int, int]
+"""Rows and columns of a map."""
+
+
+@dataclass(frozen=True)
+class GridPlan:
+    """How the marginals of a class become maps on its grid."""
+
+    marginals: MarginalPlan
+    quantity: Quantity
+    """Which of what a pass computes the maps show."""
+    places: slice
+    """Queries or keys that lie on the grid."""
+    grid: Size
+    shown: Weights
+    """What each cell of the grid is multiplied by in the map: (cell), 0 where it is not shown."""
+
+
+def grid_plans(
+    trace: Trace, direction: Direction, queries: Queries, keys: Keys, *, density: bool = False
+) -> list[GridPlan]:
+    """What is to be computed for the maps of a direction: one plan for each selected class that has a grid for it.
+
+    Raises
+    ------
+    InputError
+        If no selected class has one, or the queries or keys that count are none.
+    """
+    if trace.steps == 0 or not trace.classes:
+        raise InputError(f"trace {trace.path} has no finished step yet: there is nothing to map")
+    gridded = [(one, place) for one in trace.classes if (place := _grid_of(one.site_class, direction)) is not None]
+    if not gridded:
+        raise InputError(_no_grid(trace, direction))
+    plans = [_grid_plan(trace, one, places, grid, direction, queries, keys, density) for one, (places, grid) in gridded]
+    usable = [plan for plan in plans if plan.shown.any() and plan.marginals.of_keys().any()]
+    if not usable:
+        raise InputError(f"trace {trace.path}: no selected layer with a grid for {direction} has the keys {keys!r}")
+    return usable
+
+
+def finest_grid(trace: Trace, direction: Direction) -> Size:
+    """Rows and columns of the finest grid recorded for a direction, whatever layers are selected."""
+    site_classes = [one for one in trace.manifest.classes if (one.context, one.branch) == (trace.context, trace.branch)]
+    grids = [place[1] for one in site_classes if (place := _grid_of(one, direction)) is not None]
+    return max(grids, key=lambda grid: (grid[0] * grid[1], grid))
+
+
+def checked_size(size: Size) -> Size:
+    """A size as two positive integers.
+
+    Raises
+    ------
+    InputError
+        If it is not that.
+    """
+    try:
+        rows, columns = (int(length) for length in size)
+    except (TypeError, ValueError):
+        rows = columns = 0
+    if rows < 1 or columns < 1:
+        raise InputError(f"size: expected (rows, columns), both at least 1, found {size!r}")
+    return rows, columns
+
+
+def _grid_of(site_class: SiteClass, direction: Direction) -> tuple[slice, Size] | None:
+    """Which queries or keys lie on a grid, and the grid; None if none do."""
+    if direction == "r2g":
+        return None if site_class.query_grid is None else (slice(0, site_class.queries), site_class.query_grid)
+    picture = picture_segment(site_class)
+    return None if picture is None or picture[1].grid is None else (picture[0], picture[1].grid)
+
+
+def _grid_plan(
+    trace: Trace,
+    selected: SelectedClass,
+    places: slice,
+    grid: Size,
+    direction: Direction,
+    queries: Queries,
+    keys: Keys,
+    density: bool,
+) -> GridPlan:
+    site_class = selected.site_class
+    of_queries, of_keys = query_weights(site_class, queries), key_weights(site_class, keys)
+    if direction == "r2g":
+        subset, chosen = keys, {"key_weights": of_keys}
+        shown = of_queries
+    else:
+        subset, chosen = queries, {"query_weights": of_queries}
+        shown = np.ones(places.stop - places.start) if keys is None else of_keys[places]
+    if subset is None:
+        marginals = MarginalPlan(selected, trace.step_places)
+    else:
+        marginals = MarginalPlan(selected, trace.step_places, quantities=(direction,), **chosen)
+    tokens = site_class.queries if direction == "r2g" else site_class.keys
+    return GridPlan(marginals, direction, places, grid, shown * tokens if density else shown)
+
+
+def _no_grid(trace: Trace, direction: Direction) -> str:
+    if direction == "r2g":
+        return (
+            f"trace {trace.path}: the queries of the selected layers lie on no grid, so there is no map over the "
+            "generated picture; marginals(trace) has the values"
+        )
+    single = all(one.site_class.keys == 1 for one in trace.classes)
+    if single:
+        return (
+            f"trace {trace.path}: the selected layers have one key (the reference as one vector), so the softmax over "
+            "keys is 1 everywhere and says nothing of where in the reference; use direction='r2g'"
+        )
+    return (
+        f"trace {trace.path}: the keys of the selected layers (context {trace.context!r}) lie on no grid, so there is "
+        "no map over the reference; use direction='r2g', token_map for text, or marginals(trace) for the values"
+    )
