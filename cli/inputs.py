@@ -25,13 +25,25 @@ def read_inputs(options: Sequence[str]) -> dict[str, Any]:
     """
     inputs: dict[str, Any] = {}
     for option in options:
-        name, equals, text = option.partition("=")
-        if not equals or not name.isidentifier():
-            raise click.BadParameter(f"expected NAME=VALUE or NAME=@PICTURE, found {option!r}", param_hint="--input")
+        name, text = split_input(option)
         if name in inputs:
             raise click.BadParameter(f"{name} is given twice", param_hint="--input")
         inputs[name] = _value(text, f"--input {name}")
     return inputs
+
+
+def split_input(option: str) -> tuple[str, str]:
+    """Name and value of an `--input`, as they stand there.
+
+    Raises
+    ------
+    click.BadParameter
+        If it has no name.
+    """
+    name, equals, text = option.partition("=")
+    if not equals or not name.isidentifier():
+        raise click.BadParameter(f"expected NAME=VALUE or NAME=@PICTURE, found {option!r}", param_hint="--input")
+    return name, text
 
 
 def stored_picture(option: str | None, inputs: dict[str, Any], hint: str) -> Any:
@@ -45,18 +57,13 @@ def stored_picture(option: str | None, inputs: dict[str, Any], hint: str) -> Any
 
 def read_picture(path: Path, hint: str) -> Image:
     """A picture from a file, upright, as RGB; one that is grey stays grey."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from attrace.recorder.images import read_picture as read
+    from attrace.schemas import InputError
 
     try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            return upright.convert("L" if upright.mode in ("1", "L") else "RGB")
-    except FileNotFoundError as error:
-        raise click.BadParameter(f"there is no file {path}", param_hint=hint) from error
-    except UnidentifiedImageError as error:
-        raise click.BadParameter(f"{path} is no picture that can be read", param_hint=hint) from error
-    except OSError as error:
-        raise click.BadParameter(f"{path} cannot be read: {error.strerror or error}", param_hint=hint) from error
+        return read(path)
+    except InputError as error:
+        raise click.BadParameter(str(error), param_hint=hint) from error
 
 
 def read_mask(file: str, hint: str) -> NDArray[np.bool_]:

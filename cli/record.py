@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from attrace.cli.errors import recorder_needed
 from attrace.cli.inputs import read_inputs, stored_picture
+from attrace.cli.jobs import STORED_AS, done_text, messages_on_stderr, read_list, record_list
 from attrace.cli.options import (
     CONTEXTS,
     byte_size,
     citation_option,
     examples,
+    json_option,
     licence_option,
     overwrite_option,
     size,
     text_or_file,
 )
-from attrace.cli.output import bytes_text, check_output, say
-
-if TYPE_CHECKING:
-    from attrace.recorder import Recording
+from attrace.cli.output import check_output, print_json, say
 
 
 @click.command(
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
         """attrace record --pipeline owner/name --steps 50 --seed 0 --device cuda --dtype float16
 --input image=@scene.png --input mask_image=@mask.png --input example_image=@shoe.png
 --scene image --mask mask_image --reference example_image -o run.zarr --save-image run.png""",
+        "attrace record --pipeline ./pipeline --jobs jobs.jsonl --steps 20 -o runs",
     )
 )
 @click.option("--pipeline", "source", required=True, metavar="PATH_OR_ID", help="Folder of a pipeline, or its hub id.")
@@ -53,7 +52,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="The model computes in it.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The trace to write.")
+@click.option(
+    "-o", "--output", required=True, metavar="PATH", help="The trace to write; with --jobs, the folder for traces."
+)
+@click.option(
+    "--jobs",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Record a list of runs.",
+)
 @click.option("--reference", metavar="NAME_OR_FILE", help="Reference picture to keep: an input, or a file.")
 @click.option("--mask", metavar="NAME_OR_FILE", help="Mask to keep.")
 @click.option("--scene", metavar="NAME_OR_FILE", help="Input picture to keep.")
@@ -83,6 +90,7 @@ if TYPE_CHECKING:
 @licence_option
 @citation_option
 @overwrite_option
+@json_option
 def record(
     source: str,
     class_name: str | None,
@@ -93,7 +101,8 @@ def record(
     seed: int | None,
     device: str,
     dtype: str,
-    output: Path,
+    output: str,
+    jobs: Path | None,
     reference: str | None,
     mask: str | None,
     scene: str | None,
@@ -103,29 +112,31 @@ def record(
     no_prompts: bool,
     citation: str | None,
     overwrite: bool,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Run a diffusers pipeline and record its attention.
 
     The pipeline runs as it would without recording: its picture is the same, bit for bit. Prints the path of the
     trace. A run that is stopped leaves a readable trace of its finished steps.
-    """
-    check_output(output, overwrite=overwrite)
-    if save_image is not None:
-        check_output(save_image, overwrite=overwrite)
-    values = read_inputs(inputs)
-    pictures = {
-        "reference": stored_picture(reference, values, "--reference"),
-        "mask": stored_picture(mask, values, "--mask"),
-        "input": stored_picture(scene, values, "--scene"),
-    }
-    with recorder_needed("record"), _messages_on_stderr():
-        from attrace.recorder import RecordingWarning
-        from attrace.recorder import record as start_recording
-        from attrace.recorder.pipelines import call_arguments, first_picture, load_pipeline
 
-        warnings.simplefilter("ignore", RecordingWarning)  # raised below, once the picture is saved
-        pipeline = load_pipeline(
+    --jobs records a list of runs with one loaded pipeline: one JSON object a line, with id or output, inputs, seed,
+    steps, reference, mask, scene, save_image; what a line lacks is taken from the options. Complete traces are
+    skipped, so the same command goes on after an interruption, and several processes or machines can share the list.
+    """
+    options |= {
+        "layers": layers or None,
+        "model_id": source,
+        "revision": revision,
+        "limit_bytes": limit,
+        "prompts": not no_prompts,
+        "citation": text_or_file(citation),
+    }
+
+    def load() -> Any:
+        from attrace.recorder.pipelines import load_pipeline
+
+        return load_pipeline(
             source,
             class_name=class_name,
             revision=revision,
@@ -133,53 +144,71 @@ def record(
             device=device,
             local_files_only=local_files_only,
         )
-        arguments = call_arguments(pipeline, values, steps=steps, seed=seed)
-        with start_recording(
-            pipeline,
-            output,
-            **pictures,
-            seed=seed,
-            layers=layers or None,
-            model_id=source,
-            revision=revision,
-            limit_bytes=limit,
-            prompts=not no_prompts,
-            citation=text_or_file(citation),
-            overwrite=overwrite,
-            **options,
-        ) as recording:
+
+    target = _local(output)
+    pictures = {"reference": reference, "mask": mask, "scene": scene}
+    if jobs is None:
+        one = OneRun(inputs, steps, seed, pictures, save_image)
+        _record_one(load, one, target, options, overwrite=overwrite, as_json=as_json)
+        return
+    if overwrite or save_image is not None:
+        raise click.UsageError(
+            "--jobs takes no --overwrite (remove the traces to record anew) and no --save-image (each line has its own)"
+        )
+    if target.is_file():
+        raise click.BadParameter(f"expected a folder for traces, {target} is a file", param_hint="--output")
+    listed = read_list(jobs, target, inputs, {"steps": steps, "seed": seed, **pictures})
+    with recorder_needed("record"), messages_on_stderr(logging.WARNING):
+        record_list(load, listed, options, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class OneRun:
+    """What the options say of a run."""
+
+    inputs: tuple[str, ...]
+    steps: int | None
+    seed: int | None
+    pictures: Mapping[str, str | None]
+    save_image: Path | None
+
+
+def _local(output: str) -> Path:
+    """The output as a path; an address is refused, as a trace is recorded at the speed of a disk."""
+    if "://" in output:
+        raise click.BadParameter(
+            f"expected a path on this machine, found the address {output}: record to a folder, then attrace push it",
+            param_hint="--output",
+        )
+    return Path(output)
+
+
+def _record_one(
+    load: Callable[[], Any], one: OneRun, output: Path, options: dict[str, Any], *, overwrite: bool, as_json: bool
+) -> None:
+    check_output(output, overwrite=overwrite)
+    if one.save_image is not None:
+        check_output(one.save_image, overwrite=overwrite)
+    values = read_inputs(one.inputs)
+    pictures = {STORED_AS[name]: stored_picture(option, values, f"--{name}") for name, option in one.pictures.items()}
+    with recorder_needed("record"), messages_on_stderr(logging.INFO):
+        from attrace.recorder import RecordingWarning
+        from attrace.recorder import record as start_recording
+        from attrace.recorder.pipelines import call_arguments, first_picture
+
+        warnings.simplefilter("ignore", RecordingWarning)  # raised below, once the picture is saved
+        pipeline = load()
+        arguments = call_arguments(pipeline, values, steps=one.steps, seed=one.seed)
+        with start_recording(pipeline, output, **pictures, seed=one.seed, overwrite=overwrite, **options) as recording:
             picture = first_picture(pipeline, arguments)
             if picture is not None:
                 recording.images["generated"] = picture
-    if save_image is not None and picture is not None:
-        picture.save(save_image)
+    if one.save_image is not None and picture is not None:
+        picture.save(one.save_image)
     if recording.problem is not None:
         raise recording.problem
-    _tell(recording)
+    if as_json:
+        print_json({"trace": str(output), **asdict(recording.statistics)})
+        return
+    say(done_text(recording.statistics))
     click.echo(str(output))
-
-
-def _tell(recording: Recording) -> None:
-    statistics = recording.statistics
-    say(
-        f"{statistics.steps} steps of {statistics.sites} layers, {bytes_text(statistics.bytes_written)} before "
-        f"compression; the model waited {statistics.waited_seconds:.2f} s for the disk"
-    )
-
-
-@contextmanager
-def _messages_on_stderr() -> Iterator[None]:
-    """Show what the recorder logs and warns of, one line each."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("attrace")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
-        try:
-            yield
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)

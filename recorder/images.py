@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 from numpy.typing import NDArray
 
 from attrace.recorder.store import as_image
@@ -68,6 +72,37 @@ class Images(MutableMapping[str, Any]):
                     f"image {name!r} has {image.shape[0]} x {image.shape[1]} pixels, image {other!r} "
                     f"{partner.shape[0]} x {partner.shape[1]}: the mask must be as large as the input"
                 )
+
+
+def read_picture(path: Path) -> PIL.Image.Image:
+    """A picture from a file, upright, as RGB; one that is grey stays grey.
+
+    Raises
+    ------
+    InputError
+        If there is no file, or none that can be read as a picture.
+    """
+    with _picture_errors(path), PIL.Image.open(path) as picture:
+        upright = PIL.ImageOps.exif_transpose(picture)
+        return upright.convert("L" if upright.mode in ("1", "L") else "RGB")
+
+
+def check_picture(path: Path) -> None:
+    """Read the head of a picture's file; raises as `read_picture`."""
+    with _picture_errors(path), PIL.Image.open(path):
+        pass
+
+
+@contextmanager
+def _picture_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}") from error
+    except PIL.UnidentifiedImageError as error:
+        raise InputError(f"{path} is no picture that can be read") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _as_mask(picture: Any) -> Picture:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
 from pathlib import Path
 
@@ -237,6 +239,88 @@ def test_values_that_the_pipeline_refuses(run: Run) -> None:
     assert "ReferenceInpaintPipeline does not work with these arguments" in error
 
 
+JOBS = (*PAINT[:5], "--jobs", "jobs.jsonl", "-o", "runs", *PAINT[9:])
+"""A list in place of one run; what its lines lack is as there."""
+
+
+def write_jobs(*lines: dict[str, object]) -> None:
+    Path("jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_list_is_recorded_and_gone_on_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*JOBS, "--steps", "2", "--seed", "5", "--reference", "shoe.png")
+    write_jobs({"id": "a"}, {"id": "b", "seed": 6, "inputs": {"guidance_scale": "three"}, "reference": "image"})
+    result = run(*options)
+    assert result.exit_code == 1
+    assert result.stdout == "runs/a.zarr\n"
+    assert "[1/2] a.zarr: 2 steps of" in result.stderr
+    assert "2 jobs: 1 recorded, 0 were there, 1 failed" in result.stderr
+    assert "jobs.jsonl:2: ReferenceInpaintPipeline does not work with these arguments" in result.stderr
+    assert open_trace("runs/a.zarr").manifest.seed == 5
+    assert np.array_equal(open_trace("runs/a.zarr").images["reference"], np.asarray(picture(seed=1)))
+
+    write_jobs({"id": "a"}, {"id": "b", "seed": 6, "reference": "image"})
+    result = run(*options, "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    summary = json.loads(result.stdout)
+    assert [summary[state] for state in ("jobs", "recorded", "there", "failed")] == [2, 1, 1, 0]
+    assert [(one["job"], one["trace"], one["state"]) for one in summary["results"]] == [
+        ("jobs.jsonl:1", "runs/a.zarr", "there"),
+        ("jobs.jsonl:2", "runs/b.zarr", "recorded"),
+    ]
+    assert np.array_equal(open_trace("runs/b.zarr").images["reference"], np.asarray(picture(seed=0)))
+
+    monkeypatch.setattr("attrace.recorder.pipelines.load_pipeline", None)  # all is there: nothing is loaded
+    assert run(*options).stdout == "runs/a.zarr\nruns/b.zarr\n"
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_list_that_is_stopped_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    handled = []
+
+    def stop(*_: object) -> None:
+        handled.append(signal.getsignal(signal.SIGTERM))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffusers.DDIMScheduler.scale_model_input", stop)
+    write_jobs({"id": "a"})
+    before = signal.getsignal(signal.SIGTERM)
+    result = run(*JOBS, "--steps", "2")
+    assert result.exit_code == 1
+    assert "stopped with 0 of 1 job done: run the same command again" in result.stderr
+    assert handled == [signal.default_int_handler]
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert list(Path("runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "extra", "message"),
+    [
+        ({"id": "a", "sed": 1}, (), "jobs.jsonl:1: sed: expected one of id, output"),
+        ({"id": "a"}, ("--overwrite",), "--jobs takes no --overwrite"),
+        ({"id": "a"}, ("--save-image", "a.png"), "no --save-image"),
+        ({"id": "a"}, ("--reference", "none.png"), "reference: there is no file"),
+        ({"id": "a"}, ("--input", "prompt"), "expected NAME=VALUE"),
+        ({"id": "a"}, ("-o", "s3://bucket/runs"), "attrace push it"),
+        ({"id": "a"}, ("-o", "scene.png"), "scene.png is a file"),
+    ],
+)
+@pytest.mark.usefixtures("workplace")
+def test_a_list_that_does_not_fit_is_refused_before_anything_is_loaded(
+    run: Run, line: dict[str, object], extra: tuple[str, ...], message: str
+) -> None:
+    write_jobs(line)
+    assert message in failed(run("record", "--pipeline", "owner/none", *JOBS[5:], *extra))
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_run_is_described_as_json(run: Run) -> None:
+    described = json.loads(run(*PAINT, "--json").stdout)
+    assert (described["trace"], described["steps"]) == ("run.zarr", 2)
+    assert "attrace push it" in failed(run(*PAINT, "-o", "s3://bucket/run.zarr"))
+
+
 @pytest.mark.parametrize("example", examples_of(main.commands["record"]), ids=" ".join)
 @pytest.mark.usefixtures("workplace")
 def test_every_example_works(example: list[str], run: Run, tmp_path: Path) -> None:
@@ -246,10 +330,11 @@ def test_every_example_works(example: list[str], run: Run, tmp_path: Path) -> No
     index = tmp_path / "owner/name/model_index.json"
     # as the published model names it
     index.write_text(index.read_text().replace('"diffusers",\n    "PaintBy', '"paint_by_example",\n    "PaintBy'))
+    write_jobs({"id": "red", "inputs": {"prompt": "a red car"}})
     as_tested = {"cuda": "cpu", "float16": "float32", "50": "2", "20": "2"}
     result = run(*(as_tested.get(argument, argument) for argument in example))
     assert result.exit_code == 0, (result.output, result.exception)
-    assert open_trace("run.zarr").steps == 2
+    assert open_trace("runs/red.zarr" if "--jobs" in example else "run.zarr").steps == 2
 
 
 def test_recording_without_torch_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
