@@ -199,7 +199,7 @@ def test_a_killed_process_is_gone_on_from(folder: Path) -> None:
         assert worker.poll() is None
         time.sleep(0.005)
     worker.send_signal(signal.SIGKILL)
-    worker.wait()
+    worker.communicate()
     assert read_array(found[0].parents[2], "step_done").sum() < 300
     assert names(runs)[0].startswith(".1.zarr.")
     before = read_manifest(jobs[0].output).id
