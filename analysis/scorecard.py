@@ -64,15 +64,15 @@ def score_map(heat: xr.DataArray, mask: ArrayLike, *, picture_size: tuple[int, i
     heat = heat.compute()
     box = bounding_box(heat)
     in_pixels = None if box is None else _in_pixels(box, (heat.sizes["row"], heat.sizes["column"]), values.shape)
-    mask_box = _box_of(values > 0)
+    around = mask_box(values > 0)
     return Scorecard(
         imacs=float(imacs(heat, values)),
         imacs_i2am=float(imacs(heat, values, compat="i2am")),
         inside=float(mass(heat, values)),
         area=float(values.mean()),
         box=in_pixels,
-        mask_box=mask_box,
-        iou=iou(in_pixels, mask_box),
+        mask_box=around,
+        iou=iou(in_pixels, around),
         entropy=float(entropy(heat)),
         effective_tokens=float(effective_tokens(heat)),
     )
@@ -93,6 +93,15 @@ def _in_pixels(box: Box, grid: tuple[int, ...], size: tuple[int, ...]) -> Box:
     return Box(round(box.top * rows), round(box.left * columns), round(box.bottom * rows), round(box.right * columns))
 
 
-def _box_of(cells: NDArray[np.bool_]) -> Box:
+def mask_box(cells: NDArray[np.bool_]) -> Box:
+    """Box around what a mask (row, column) selects.
+
+    Raises
+    ------
+    InputError
+        If it selects nothing.
+    """
+    if not cells.any():
+        raise InputError("mask: the mask selects nothing")
     rows, columns = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
     return Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)

@@ -1,67 +1,106 @@
-"""Scoring the unified maps of a trace against its mask, and printing the numbers."""
+"""Printing the numbers of a trace, and reading what they are computed from."""
 
 from __future__ import annotations
 
+import csv
+import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import click
+
+from attrace.cli.inputs import read_picture
+from attrace.cli.options import box
 from attrace.cli.output import print_table
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from attrace.analysis import Trace
-    from attrace.analysis.scorecard import Scorecard
-    from attrace.schemas import Direction
-
-LONGEST_SIDE: Final = 64
-"""Cells along the longer side of a map that is scored: those of the published detection study."""
+    from attrace.analysis.trace_scores import MapScores, TraceScores
 
 
-def score_trace(
-    trace: Trace,
-    masks: dict[Direction, NDArray[Any]],
-    *,
-    size: tuple[int, int] | None = None,
-    density: bool = False,
-) -> dict[str, Scorecard]:
-    """Numbers of the unified map of each direction that has a mask, by name of the map."""
-    from attrace.analysis import ulam
-    from attrace.analysis.levels import compute_together
-    from attrace.analysis.scorecard import score_map
+def scores_as_json(scores: TraceScores) -> dict[str, Any]:
+    """Numbers by name of the map, then those of the picture and of the layers, where there are any."""
+    told: dict[str, Any] = {}
+    for direction, of_maps in scores.maps.items():
+        name = f"ulam_{direction}"
+        told[name] = (asdict(scores.cards[name]) if name in scores.cards else {}) | asdict(of_maps)
+    if scores.picture is not None:
+        told["picture"] = asdict(scores.picture)
+    if scores.correspondence:
+        told["correspondence_error"] = scores.correspondence
+    return told
+
+
+def print_scores(scores: TraceScores, *, compat: bool = False) -> None:
+    """Print tables of the numbers."""
+    if scores.cards:
+        _print_cards(scores, compat=compat)
+        click.echo()
+    rows = [["map", "entropy", "tokens", "even", "heads agree", "layers agree", "drift"]]
+    rows += [[f"ulam_{direction}", *_map_cells(of_maps)] for direction, of_maps in scores.maps.items()]
+    print_table(rows, right=range(1, len(rows[0])))
+    if scores.picture is not None:
+        _print_picture(asdict(scores.picture))
+    if scores.correspondence:
+        errors = [[layer, _number(error, 2)] for layer, error in scores.correspondence.items()]
+        click.echo()
+        print_table([["layer", "correspondence error"], *errors], right=(1,))
+
+
+def print_csv(scores: TraceScores) -> None:
+    """Print one line for each number."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("score", "of", "value", "better"))
+    writer.writerows(scores.rows())
+
+
+def stored_mask(trace: Trace) -> NDArray[np.bool_]:
+    """The mask in a trace: bool (row, column)."""
+    pixels: NDArray[Any] = trace.images["mask"].values
+    return (pixels if pixels.ndim == 2 else pixels[..., 0]) > 127
+
+
+def read_truth(file: str, trace: Trace) -> NDArray[np.uint8]:
+    """The true picture, with the channels of the generated one: uint8 (row, column[, channel])."""
+    import numpy as np
+
+    picture = read_picture(Path(file), "--truth")
+    shape = trace.image_shapes.get("generated", (0, 0, 3))
+    return np.asarray(picture.convert("L" if len(shape) == 2 else "RGB"))
+
+
+def read_places(given: str, trace: Trace, mask: NDArray[np.bool_] | None) -> NDArray[np.float64]:
+    """True places from `mask`, a box, or a file: float64 (row, column, axis)."""
+    import numpy as np
+
+    from attrace.analysis.places import places_of_box
+    from attrace.analysis.scorecard import mask_box
     from attrace.analysis.sram import picture_size
 
-    maps = {
-        f"ulam_{direction}": ulam(trace, direction=direction, size=size or _size_of_map(mask.shape), density=density)
-        for direction, mask in masks.items()
-    }
-    computed = compute_together(maps)
-    scores = {}
-    for direction, mask in masks.items():
-        # patches are chosen in the other picture: those of `g2r` in the generated one, which an r2g map lies over
-        below = picture_size(trace, "g2r" if direction == "r2g" else "r2g")
-        name = f"ulam_{direction}"
-        scores[name] = score_map(computed[name], mask, picture_size=below)
-    return scores
+    if given.endswith(".npy"):
+        try:
+            places: NDArray[np.float64] = np.load(given, allow_pickle=False)
+        except ValueError as error:
+            raise click.BadParameter(f"{given} is no .npy file of numbers", param_hint="--places") from error
+        return places
+    picture = picture_size(trace)
+    if given != "mask":
+        return places_of_box(box(given), picture, mask)
+    if mask is None:
+        raise click.UsageError(f"trace {trace.path} holds no mask: pass --mask FILE, or a box to --places")
+    # a box in pixels of the picture, where the mask has another resolution
+    scale = np.array(picture * 2) / (mask.shape * 2)
+    top, left, bottom, right = np.rint(np.array(mask_box(mask)) * scale).astype(int).tolist()
+    return places_of_box((top, left, bottom, right), picture, mask)
 
 
-def _size_of_map(mask: tuple[int, ...]) -> tuple[int, int]:
-    """A map in the proportions of a mask."""
-    rows, columns = (max(1, round(LONGEST_SIDE * length / max(mask))) for length in mask)
-    return rows, columns
-
-
-def scores_as_json(scores: dict[str, Scorecard]) -> dict[str, Any]:
-    """Numbers by name of the map."""
-    return {name: asdict(card) for name, card in scores.items()}
-
-
-def print_scores(scores: dict[str, Scorecard], *, compat: bool = False) -> None:
-    """Print a table of the numbers."""
-    rows = [
-        ["map", "IMACS", *(["IMACS (i2am)"] if compat else []), "inside", "area", "box", "mask box", "IoU", "tokens"]
-    ]
-    for name, card in scores.items():
+def _print_cards(scores: TraceScores, *, compat: bool) -> None:
+    rows = [["map", "IMACS", *(["IMACS (i2am)"] if compat else []), "inside", "area", "box", "mask box", "IoU"]]
+    for name, card in scores.cards.items():
         rows.append(
             [
                 name,
@@ -72,7 +111,31 @@ def print_scores(scores: dict[str, Scorecard], *, compat: bool = False) -> None:
                 "none" if card.box is None else ",".join(map(str, card.box)),
                 ",".join(map(str, card.mask_box)),
                 f"{card.iou:.2f}",
-                f"{card.effective_tokens:.0f}",
             ]
         )
     print_table(rows, right=range(1, len(rows[0])))
+
+
+def _map_cells(of_maps: MapScores) -> list[str]:
+    return [
+        f"{of_maps.entropy:.2f}",
+        f"{of_maps.effective_tokens:.0f}",
+        str(of_maps.cells),
+        *(_number(value, 3) for value in (of_maps.head_agreement, of_maps.layer_agreement, of_maps.drift)),
+    ]
+
+
+def _print_picture(picture: dict[str, float | None]) -> None:
+    rows = [["picture", "PSNR, dB", "SSIM"]]
+    for name, suffix in (("whole", ""), ("inside the mask", "_inside")):
+        if picture["psnr" + suffix] is not None:
+            similarity = picture["ssim" + suffix]
+            shown = "needs attrace[quality]" if similarity is None else _number(similarity, 3)
+            rows.append([name, _number(picture["psnr" + suffix], 2), shown])
+    click.echo()
+    print_table(rows, right=(1, 2))
+
+
+def _number(value: float | None, digits: int) -> str:
+    """A number; a dash where there is none."""
+    return "-" if value is None or value != value else f"{value:.{digits}f}"

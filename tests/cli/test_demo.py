@@ -63,7 +63,7 @@ def test_demo_overwrites_only_when_told(run: Run) -> None:
     assert "--overwrite" in refused.stderr
     told = json.loads(succeeded(run("demo", "-o", "out", "--steps", 3, "--overwrite", "--json")))
     assert len(told["files"]) == 12
-    assert set(told["scores"]) == {"ulam_r2g"}
+    assert set(told["scores"]) == {"ulam_r2g", "ulam_g2r"}
     assert open_trace("out/demo.zarr").steps == 3
 
 

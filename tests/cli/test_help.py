@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
-from support.commands import box_mask, examples_of
+from support.commands import box_mask, examples_of, noise_picture
 
 from attrace.cli import main
 from attrace.cli.options import CONTEXTS, DIRECTIONS, LEVELS, box, byte_size, pixel, size, step_range
@@ -49,6 +49,7 @@ def test_every_option_says_what_it_does(command: click.Command) -> None:
 @pytest.mark.usefixtures("trace")
 def test_every_example_works(example: list[str], run: Run) -> None:
     box_mask().save("mask.png")
+    noise_picture().save("truth.png")
     shutil.make_archive("packed", "zip", "run.zarr")
     if example[0] in ("push", "pull"):
         fsspec = pytest.importorskip("fsspec")

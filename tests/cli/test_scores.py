@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 import PIL.Image
 import pytest
 from click.testing import Result
-from support.commands import box_mask
+from support.commands import box_mask, noise_picture
 from support.traces import make_trace
 
-from attrace.analysis import imacs, open_trace, sram, ulam
+from attrace.analysis import agreement, drift, hlam, imacs, open_trace, psnr, sram, tlam, ulam
+from attrace.analysis.places import places_of_box
 from attrace.analysis.verify import verify
 
 from .conftest import Run
@@ -97,7 +99,8 @@ def test_sram_refuses(run: Run, arguments: tuple[str, ...], code: int, message: 
 @pytest.mark.usefixtures("trace")
 def test_score_measures_the_unified_map_with_the_mask_of_the_trace(run: Run) -> None:
     told = json.loads(succeeded(run("score", "run.zarr", "--json")))
-    assert list(told) == ["ulam_r2g"]
+    assert list(told) == ["ulam_r2g", "ulam_g2r"]
+    assert "imacs" not in told["ulam_g2r"]
     trace = open_trace("run.zarr")
     mask = trace.images["mask"].values > 127
     heat = ulam(trace, size=(64, 64)).compute()
@@ -115,16 +118,68 @@ def test_score_prints_a_table(run: Run) -> None:
     box_mask().save("mask.png")
     table = succeeded(run("score", "run.zarr", "--reference-mask", "mask.png", "--compat", "i2am")).splitlines()
     assert table[0].split()[:4] == ["map", "IMACS", "IMACS", "(i2am)"]
-    assert [line.split()[0] for line in table[1:]] == ["ulam_r2g", "ulam_g2r"]
+    assert [line.split()[0] for line in table[1:3]] == ["ulam_r2g", "ulam_g2r"]
     assert "(i2am)" not in succeeded(run("score", "run.zarr"))
 
 
 def test_score_without_a_mask(run: Run, tmp_path: Path) -> None:
     make_trace(tmp_path / "bare.zarr")
-    assert "holds no mask" in failed(run("score", "bare.zarr"), 2)
+    table = succeeded(run("score", "bare.zarr"))
+    assert "IMACS" not in table
+    assert [line.split()[0] for line in table.splitlines()] == ["map", "ulam_r2g", "ulam_g2r"]
     box_mask().save(tmp_path / "mask.png")
-    assert "ulam_r2g" in succeeded(run("score", "bare.zarr", "--mask", "mask.png"))
-    assert "ulam_g2r" in succeeded(run("score", "bare.zarr", "--reference-mask", "mask.png"))
+    assert "IMACS" in succeeded(run("score", "bare.zarr", "--mask", "mask.png"))
+    told = json.loads(succeeded(run("score", "bare.zarr", "--reference-mask", "mask.png", "--json")))
+    assert "imacs" in told["ulam_g2r"]
+    assert "holds no mask" in failed(run("score", "bare.zarr", "--places", "mask"), 2)
+
+
+@pytest.mark.usefixtures("trace")
+def test_score_tells_how_alike_the_maps_are(run: Run) -> None:
+    told = json.loads(succeeded(run("score", "run.zarr", "--groups", 2, "--json")))
+    trace = open_trace("run.zarr")
+    of_heads = float(agreement(hlam(trace, direction="g2r", size=(64, 64)), "head"))
+    moved = float(drift(tlam(trace, direction="g2r", size=(64, 64), groups=2)))
+    assert told["ulam_g2r"]["head_agreement"] == pytest.approx(of_heads)
+    assert told["ulam_g2r"]["drift"] == pytest.approx(moved)
+
+
+@pytest.mark.usefixtures("trace")
+def test_score_compares_the_picture_with_the_truth(run: Run) -> None:
+    noise_picture(seed=5).save("truth.png")
+    told = json.loads(succeeded(run("score", "run.zarr", "--truth", "truth.png", "--json")))["picture"]
+    generated = open_trace("run.zarr").images["generated"].values
+    assert told["psnr"] == pytest.approx(psnr(generated, np.asarray(noise_picture(seed=5))))
+    assert told["psnr_inside"] != told["psnr"]
+    assert "PSNR" in succeeded(run("score", "run.zarr", "--truth", "truth.png"))
+    noise_picture(16).save("small.png")
+    assert "one shape" in failed(run("score", "run.zarr", "--truth", "small.png"), 2)
+
+
+@pytest.mark.usefixtures("trace")
+def test_score_measures_correspondence_where_the_places_are_known(run: Run) -> None:
+    by_mask = json.loads(succeeded(run("score", "run.zarr", "--places", "mask", "--json")))["correspondence_error"]
+    by_box = json.loads(succeeded(run("score", "run.zarr", "--places", "8,4,24,20", "--json")))["correspondence_error"]
+    assert list(by_mask) == ["up_blocks.0.attn2", "up_blocks.1.attn2"]
+    assert by_mask == by_box
+    np.save("places.npy", places_of_box((8, 4, 24, 20), (32, 32)))
+    by_file = json.loads(succeeded(run("score", "run.zarr", "--places", "places.npy", "--json")))
+    assert by_file["correspondence_error"] == by_mask
+    assert "correspondence error" in succeeded(run("score", "run.zarr", "--places", "mask"))
+    Path("text.npy").write_text("no numbers")
+    assert "no .npy file" in failed(run("score", "run.zarr", "--places", "text.npy"), 2)
+    assert "within the picture" in failed(run("score", "run.zarr", "--places", "0,0,99,99"), 2)
+
+
+@pytest.mark.usefixtures("trace")
+def test_score_prints_a_line_for_each_number(run: Run) -> None:
+    lines = list(csv.DictReader(succeeded(run("score", "run.zarr", "--csv")).splitlines()))
+    found = {(line["score"], line["of"]): line for line in lines}
+    told = json.loads(succeeded(run("score", "run.zarr", "--json")))
+    assert float(found["imacs", "ulam_r2g"]["value"]) == pytest.approx(told["ulam_r2g"]["imacs"])
+    assert found["imacs", "ulam_r2g"]["better"] == "higher"
+    assert float(found["drift", "g2r"]["value"]) == pytest.approx(told["ulam_g2r"]["drift"])
+    assert "not both" in failed(run("score", "run.zarr", "--csv", "--json"), 2)
 
 
 @pytest.mark.parametrize(

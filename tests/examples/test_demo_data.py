@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from attrace.analysis.places import places_of_box, places_on_grid
 from attrace.demo.data import SIZE, SampleMaker, mask_box, reference_position
 
 
@@ -38,3 +40,13 @@ def test_the_model_does_not_see_the_object() -> None:
 def test_an_empty_mask_is_refused() -> None:
     with pytest.raises(ValueError, match="covers at least one pixel"):
         mask_box(torch.zeros(1, 1, 8, 8))
+
+
+def test_the_true_places_are_those_that_scores_take() -> None:
+    evaluate = pytest.importorskip("attrace.demo.evaluate")
+    samples = SampleMaker(5).make(3)
+    expected = evaluate.true_places(samples, (16, 16), (8, 8)).numpy()
+    for mask, box, truth in zip(samples.mask[:, 0].numpy() > 0, samples.box.tolist(), expected, strict=True):
+        left, top, right, bottom = box
+        places = places_on_grid(places_of_box((top, left, bottom, right), (SIZE, SIZE), mask), (16, 16), (8, 8))
+        np.testing.assert_allclose(places, truth, atol=1e-5)
