@@ -78,10 +78,11 @@ def places_on_grid(places: ArrayLike, query_grid: tuple[int, int], key_grid: tup
     if values.ndim != 3 or values.shape[2] != 2 or 0 in values.shape:
         raise InputError(f"places: expected the shape (row, column, 2) over the picture, found {values.shape}")
     down, across = (area_matrix(length, cells) for length, cells in zip(values.shape[:2], query_grid, strict=True))
-    known = np.isfinite(values).all(axis=-1)
-    means = np.einsum("ir,rca,jc->ija", down, np.where(known[..., None], values, 0), across)
+    known = np.asarray(np.isfinite(values).all(axis=-1))
+    filled: NDArray[np.float64] = np.where(known[..., np.newaxis], values, 0.0)
+    means = np.stack([down @ filled[..., axis] @ across.T for axis in range(2)], axis=-1)
     whole = down @ known @ across.T > 1 - 1e-9
-    on_grid: NDArray[np.float64] = np.where(whole[..., None], means * key_grid - 0.5, np.nan)
+    on_grid: NDArray[np.float64] = np.where(whole[..., np.newaxis], means * key_grid - 0.5, np.nan)
     return on_grid
 
 
@@ -105,7 +106,7 @@ def correspondence_errors(trace: Trace, places: ArrayLike) -> dict[str, float]:
     InputError
         If no layer has such grids, or the places have another shape.
     """
-    errors = {}
+    errors: dict[str, float] = {}
     for one in trace.classes:
         picture, grid = picture_segment(one.site_class), one.site_class.query_grid
         if picture is None or picture[1].grid is None or grid is None:

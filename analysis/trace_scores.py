@@ -16,7 +16,7 @@ from attrace.analysis.sram import picture_size
 from attrace.analysis.statistics import agreement, drift, effective_tokens, entropy, psnr, ssim
 from attrace.analysis.weights import as_mask, coverage
 from attrace.schemas import Direction, InputError, Level
-from attrace.schemas.words import DIRECTIONS
+from attrace.schemas.words import DIRECTIONS, LEVELS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -233,10 +233,7 @@ def _ssim(generated: NDArray[Any], truth: NDArray[Any], inside: NDArray[np.bool_
 
 
 def _levels_of(maps: Mapping[str, xr.DataArray], direction: Direction) -> dict[Level, xr.DataArray]:
-    return {"ulam": maps[f"ulam_{direction}"], "tlam": maps[f"tlam_{direction}"]} | {
-        "hlam": maps[f"hlam_{direction}"],
-        "llam": maps[f"llam_{direction}"],
-    }
+    return {level: maps[f"{level}_{direction}"] for level in LEVELS}
 
 
 def _of_several(score: Any, maps: xr.DataArray, dim: str) -> float:

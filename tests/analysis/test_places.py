@@ -32,7 +32,7 @@ def test_a_mask_of_any_resolution_hides_places() -> None:
 def test_places_on_a_grid_are_cells_of_the_keys() -> None:
     places = places_of_box((0, 0, 4, 4), (4, 4))
     # laid one to one, a grid of queries finds itself
-    expected = np.stack(np.mgrid[:2, :2], axis=-1)
+    expected = np.moveaxis(np.mgrid[:2, :2], 0, -1)
     assert places_on_grid(places, (2, 2), (2, 2)) == pytest.approx(expected)
     # keys twice as fine: the centre of a query lies between two keys
     assert places_on_grid(places, (2, 2), (4, 4)) == pytest.approx(2 * expected + 0.5)
@@ -56,7 +56,7 @@ def test_the_error_of_every_layer_is_the_median_distance(tmp_path: Path) -> None
     errors = correspondence_errors(trace, places_of_box((0, 0, 8, 8), (8, 8)))
     assert list(errors) == ["down.0.attn2", "up.0.attn2", "mid.attn2"]
     found = correspondence(trace, layers="mid.attn2").values[0]
-    distances = np.linalg.norm(found - np.stack(np.mgrid[:4, :4], axis=-1), axis=-1)
+    distances = np.linalg.norm(found - np.moveaxis(np.mgrid[:4, :4], 0, -1), axis=-1)
     assert errors["mid.attn2"] == pytest.approx(np.median(distances))
 
 
