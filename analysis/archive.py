@@ -7,13 +7,14 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from attrace.analysis.entries import check_entries, checked_name
 from attrace.analysis.store import open_store
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError, TraceNotFoundError
+from attrace.schemas.durable import sync_names
 
 ZIP: Final = ".zip"
 """End of the name of a packed trace."""
@@ -58,7 +59,7 @@ def zip_writer(target: Path, *, overwrite: bool) -> Iterator[ZipWriter]:
                 yield ZipWriter(archive)
             os.fsync(file.fileno())
         partial.replace(target)
-        sync_folder(target.parent)
+        sync_names(target.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -106,7 +107,7 @@ def unpack(packed: str | Path, target: str | Path, *, overwrite: bool = False) -
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
-        sync_folder(target.parent)
+        sync_names(target.parent)
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise TraceFormatError(f"{packed} cannot be unpacked ({error}): it is damaged; copy it again") from error
     finally:
@@ -145,13 +146,3 @@ def _beside(target: Path) -> Path:
 def _remove_folder(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename last through a power loss, where folders can be opened."""
-    with suppress(PermissionError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

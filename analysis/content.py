@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attrace.analysis.store import StoredTrace
-from attrace.schemas import class_arrays, derived_arrays
+from attrace.schemas import Manifest, class_arrays, derived_arrays
 from attrace.schemas.layout import DERIVED, IMAGES, KEY_STEP, TIME, TIMESTEP
 
 VOLATILE: Final = ("id", "created", "finished", "status", "software", "licence", "citation")
@@ -42,16 +42,42 @@ def content_id(stored: StoredTrace) -> str:
     TraceFormatError
         If a part of it cannot be read.
     """
-    digest = hashlib.sha256()
-    manifest = {name: value for name, value in stored.manifest.to_json().items() if name not in VOLATILE}
-    manifest["steps"] = len(stored.finished_places)
-    digest.update(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode())
+    digest = ContentDigest(stored.manifest, len(stored.finished_places))
     for path in covered_arrays(stored):
         array = stored.array(path)
-        digest.update(f"\n{path} {array.dtype.name} {','.join(map(str, array.shape[1:]))}\n".encode())
+        digest.begin(path, array.dtype.name, array.shape[1:])
         for _, values in blocks(stored, path):
-            digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes())
+            digest.add(values)
     return digest.hexdigest()
+
+
+class ContentDigest:
+    """The identifier while it is computed: the arrays of `covered_arrays` in their order, each with its `blocks`.
+
+    Parameters
+    ----------
+    manifest
+        The manifest of the trace.
+    steps
+        Its finished steps.
+    """
+
+    def __init__(self, manifest: Manifest, steps: int) -> None:
+        members = {name: value for name, value in manifest.to_json().items() if name not in VOLATILE}
+        members["steps"] = steps
+        self._digest = hashlib.sha256(json.dumps(members, sort_keys=True, separators=(",", ":")).encode())
+
+    def begin(self, path: str, dtype: str, lengths: Sequence[int]) -> None:
+        """Begin an array: its path, data type, and lengths after the first."""
+        self._digest.update(f"\n{path} {dtype} {','.join(map(str, lengths))}\n".encode())
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Add some of its values."""
+        self._digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
+
+    def hexdigest(self) -> str:
+        """The identifier: 64 hexadecimal digits."""
+        return self._digest.hexdigest()
 
 
 def covered_arrays(stored: StoredTrace) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -62,24 +63,30 @@ class TraceFolder(LocalStore):
         await super().delete_dir(prefix)
 
     def _path(self, key: str) -> Path:
-        """Where a key lies, if that is inside the folder."""
-        path = self.root / key
-        try:
-            real = path.resolve()
-        except (OSError, RuntimeError) as error:  # links in a circle
-            raise TraceFormatError(f"{path} leads nowhere ({error}): do not use this trace") from error
-        if real != self.root.resolve() / key:
-            raise TraceFormatError(f"{path} is a link, or below one, where a trace has files only: do not use it")
-        return path
+        """Where a key lies, if that is inside the folder: no part of it below the folder may be a link."""
+        self._found(key)
+        return self.root / key
+
+    def _found(self, key: str) -> os.stat_result | None:
+        """What is at a key; None where there is nothing. Each part is looked at once, from the folder on."""
+        path, found = str(self.root), None
+        for part in key.split("/"):
+            if part == "..":
+                raise TraceFormatError(f"{self.root / key} leads out of the trace: do not use it")
+            path = f"{path}/{part}"
+            try:
+                found = os.lstat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            if stat.S_ISLNK(found.st_mode) or getattr(found, "st_reparse_tag", False):  # that: of Windows
+                raise TraceFormatError(f"{path} is a link, where a trace has files only: do not use it")
+        return found
 
     def _check(self, key: str) -> None:
-        path = self._path(key)
-        try:
-            found = path.lstat()
-        except (FileNotFoundError, NotADirectoryError):
+        found = self._found(key)
+        if found is None or stat.S_ISDIR(found.st_mode):
             return
-        if stat.S_ISDIR(found.st_mode):
-            return
+        path = self.root / key
         if not stat.S_ISREG(found.st_mode):
             raise TraceFormatError(f"{path} is not a file: do not use this trace")
         limits = Limits.from_environment()

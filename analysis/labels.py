@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from attrace.analysis.source import ClassSource, Scores, SiteValues
 from attrace.analysis.trace import SelectedClass, Trace
 from attrace.schemas import SiteClass
-from attrace.schemas.layout import IMAGES, KEY_DIMS, QUERY_DIMS, SCORES_DIMS
+from attrace.schemas.layout import IMAGES, KEY_DIMS, QUERY_DIMS, SCORES_DIMS, coordinate_values
 
 BLOCK_BYTES: Final = 2**26
 """Largest block of recomputed scores, in bytes."""
@@ -44,10 +44,8 @@ def class_coordinates(trace: Trace, selected: SelectedClass) -> dict[str, Any]:
 
 def query_coordinates(site_class: SiteClass) -> dict[str, Any]:
     """Row and column of every query, where they lie on a grid."""
-    if site_class.query_grid is None:
-        return {}
-    rows, columns = _grid_positions(site_class.query_grid)
-    return {"query_row": ("query", rows), "query_column": ("query", columns)}
+    values = coordinate_values(site_class)
+    return {name: ("query", values[name]) for name in ("query_row", "query_column") if name in values}
 
 
 def key_coordinates(site_class: SiteClass) -> dict[str, Any]:
@@ -55,13 +53,8 @@ def key_coordinates(site_class: SiteClass) -> dict[str, Any]:
     segments = site_class.key_segments
     kinds = np.repeat([segment.kind for segment in segments], [segment.count for segment in segments])
     coordinates: dict[str, Any] = {"key_kind": ("key", kinds)}
-    if any(segment.grid is not None for segment in segments):
-        positions = [
-            _grid_positions(segment.grid) if segment.grid is not None else np.full((2, segment.count), -1, np.int32)
-            for segment in segments
-        ]
-        rows, columns = np.concatenate(positions, axis=1)
-        coordinates |= {"key_row": ("key", rows), "key_column": ("key", columns)}
+    values = coordinate_values(site_class)
+    coordinates |= {name: ("key", values[name]) for name in ("key_row", "key_column") if name in values}
     if site_class.tokens is not None:
         coordinates["token"] = ("key", np.array(site_class.tokens, dtype=np.str_))
     return coordinates
@@ -259,8 +252,3 @@ def _without_slices(index: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _block_shape(shape: tuple[int, ...], inner: tuple[slice, ...]) -> tuple[int, ...]:
     return tuple(len(range(*part.indices(length))) for part, length in zip(inner, shape[2:], strict=True))
-
-
-def _grid_positions(grid: tuple[int, int]) -> NDArray[np.int32]:
-    """Row and column of every cell in row-major order: int32 (2, cell)."""
-    return np.indices(grid, dtype=np.int32).reshape(2, -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from attrace.analysis.marginals import all_marginals
 from attrace.analysis.source import require_scores
 from attrace.analysis.store import reopen
 from attrace.analysis.trace import Trace, open_trace, trace_of
-from attrace.schemas import ArraySpec, InputError, SiteClass, derived_arrays
+from attrace.schemas import InputError, SiteClass, derived_arrays
+from attrace.schemas.durable import sync_tree
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS, DERIVED_STEPS_PER_CHUNK
 
 
@@ -100,7 +100,8 @@ def _write_marginals(trace: Trace, root: zarr.Group, site_classes: Sequence[Site
         lazy: dict[str, da.Array] = dict(all_marginals(trace, site_class, length).items())
         for spec in derived_arrays(site_class, length):
             sources.append(lazy[spec.name].rechunk({0: DERIVED_STEPS_PER_CHUNK}))
-            targets.append(_create(group, spec))
+            # not compressed: these numbers hardly shrink, and reading them is what makes a map instant
+            targets.append(group.create_array(**spec.creation, compressors=[zarr.codecs.Crc32cCodec()]))
     da.store(sources, targets, lock=False)
 
 
@@ -108,29 +109,7 @@ def _announce(trace: Trace, root: zarr.Group, site_classes: Sequence[SiteClass],
     """Say that the marginals count: the last thing that is written."""
     for site_class in site_classes:
         if isinstance(root.store, zarr.storage.LocalStore):
-            _sync_files(root.store.root / site_class.group / DERIVED)
+            sync_tree(root.store.root / site_class.group / DERIVED)
         root[f"{site_class.group}/{DERIVED}"].attrs[DERIVED_STEPS] = trace.steps
     if consolidated:
         zarr.consolidate_metadata(root.store)
-
-
-def _create(group: zarr.Group, spec: ArraySpec) -> zarr.Array[Any]:
-    # not compressed: these numbers hardly shrink, and reading them is what makes a map instant
-    return group.create_array(
-        spec.name,
-        shape=spec.shape,
-        chunks=spec.chunks,
-        dtype=spec.dtype,
-        fill_value=spec.fill,
-        dimension_names=spec.dims,
-        compressors=[zarr.codecs.Crc32cCodec()],
-        config={"write_empty_chunks": True},
-    )
-
-
-def _sync_files(folder: Path) -> None:
-    """Flush files to the disk, so that a power loss cannot keep the announcement and lose what it announces."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from datetime import UTC, datetime
 from pathlib import Path
 
 import zarr
 
-from attrace.analysis.archive import sync_folder
 from attrace.analysis.folder import TraceFolder
 from attrace.analysis.store import StoredTrace, format_errors, open_store, unconsolidated
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError
+from attrace.schemas.durable import sync_tree
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS, MANIFEST_ATTRIBUTE
+from attrace.schemas.manifest import utc_now
 
 
 def repair(source: str | Path, target: str | Path | None = None) -> int:
@@ -93,10 +93,9 @@ def _close(path: Path, steps: int) -> None:
         derived = stored.group(f"{one.group}/{DERIVED}")
         if derived is not None and derived.attrs.get(DERIVED_STEPS) != steps:
             del root[f"{one.group}/{DERIVED}"]
-    manifest, now = stored.manifest, datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    manifest = stored.manifest
     status = "interrupted" if manifest.status == "recording" else manifest.status
-    manifest = manifest.replace(status=status, steps=steps, finished=manifest.finished or now)
+    manifest = manifest.replace(status=status, steps=steps, finished=manifest.finished or utc_now())
     root.attrs[MANIFEST_ATTRIBUTE] = manifest.to_json()
     zarr.consolidate_metadata(root.store)
-    for folder in [path, *(one for one in path.rglob("*") if one.is_dir())]:
-        sync_folder(folder)
+    sync_tree(path)

@@ -36,7 +36,7 @@ from attrace.schemas import (
     parse_manifest,
     root_arrays,
 )
-from attrace.schemas.layout import DERIVED, MANIFEST_ATTRIBUTE, STEP_DONE
+from attrace.schemas.layout import DERIVED, MANIFEST_ATTRIBUTE, STEP_DONE, chunk_key
 
 OBSTORE_SCHEMES: Final = ("s3", "gs", "gcs", "az", "abfs", "http", "https")
 """Addresses that obstore reads, when it is installed; every other one is left to fsspec."""
@@ -225,9 +225,8 @@ class StoredArray:
             except OSError:
                 raise
             except Exception:
-                key = "/".join(("c", *map(str, chunk)))
                 raise TraceFormatError(
-                    f"trace {self.trace_path}: chunk {key} of array {self.name!r} cannot be decoded "
+                    f"trace {self.trace_path}: chunk {chunk_key(chunk)} of array {self.name!r} cannot be decoded "
                     f"({_first_line(error)}): its bytes are not those that were written; copy the trace "
                     "again, or select other steps or layers"
                 ) from error

@@ -18,6 +18,7 @@ from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike
 
 from attrace.schemas import ArraySpec
+from attrace.schemas.layout import chunk_key
 
 Codec = Literal["zstd", "none"]
 """Compression of the chunks; a checksum (crc32c) is always kept."""
@@ -40,7 +41,7 @@ class ChunkFiles:
     """
 
     def __init__(self, folder: Path, spec: ArraySpec, codec: Codec) -> None:
-        self._folder = folder / "c"
+        self._folder = folder
         self._shape = spec.chunks
         self._dtype = np.dtype(spec.dtype).newbyteorder("<")
         self._compressor = Zstd(level=ZSTD_LEVEL) if codec == "zstd" else None
@@ -58,15 +59,13 @@ class ChunkFiles:
         chunk = np.ascontiguousarray(values, self._dtype).reshape(self._shape)
         data = chunk.tobytes() if self._compressor is None else bytes(self._compressor.encode(chunk))
         checksum = google_crc32c.value(data).to_bytes(4, "little")
-        numbers = [*place, *[0] * (len(self._shape) - len(place))]
-        *folders, name = map(str, numbers)
-        folder = self._folder.joinpath(*folders)
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f".{name}.{threading.get_ident()}.partial"
+        target = self._folder / chunk_key((*place, *[0] * (len(self._shape) - len(place))))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f".{target.name}.{threading.get_ident()}.partial")
         with unfinished.open("wb") as file:
             file.write(data)
             file.write(checksum)
-        os.replace(unfinished, folder / name)  # noqa: PTH105 (one call less)
+        os.replace(unfinished, target)  # noqa: PTH105 (one call less)
 
 
 class StepSeries:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,17 @@ from attrace.schemas import (
     image_array,
     root_arrays,
 )
-from attrace.schemas.layout import IMAGES, KEY_STEP, MANIFEST_ATTRIBUTE, STEP_DONE, TIME, TIMESTEP
+from attrace.schemas.durable import sync_names, sync_tree
+from attrace.schemas.layout import (
+    IMAGES,
+    KEY_STEP,
+    MANIFEST_ATTRIBUTE,
+    STEP_DONE,
+    TIME,
+    TIMESTEP,
+    coordinate_values,
+)
+from attrace.schemas.manifest import utc_now
 
 
 class TraceStore:
@@ -87,7 +94,7 @@ class TraceStore:
             group = self._root.require_group(site_class.group)
             for spec in class_arrays(site_class, self._capacity):
                 self._create(group, site_class.group, spec)
-            for name, values in _coordinates(site_class).items():
+            for name, values in coordinate_values(site_class).items():
                 self._arrays[f"{site_class.group}/{name}"][:] = values
             self._classes[site_class.group] = site_class
         self.update(classes=tuple(self._classes.values()))
@@ -129,13 +136,13 @@ class TraceStore:
         """Cut the arrays to the finished steps, write the final manifest, consolidate metadata and sync to the disk."""
         self._require_presence()
         self._resize(self.finished_steps)
-        sync_folder(self.path)  # before the manifest says that all is there
+        sync_tree(self.path)  # before the manifest says that all is there
         self.update(status=status, steps=self.finished_steps, finished=utc_now())
         with warnings.catch_warnings():  # zarr warns that not every reader knows consolidated metadata: none needs it
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(self._root.store)
-        sync_folder(self.path)
-        sync_file(self.path.absolute().parent)  # that there is such a folder
+        sync_tree(self.path)
+        sync_names(self.path.absolute().parent)  # that there is such a folder
 
     def require_capacity(self, steps: int) -> None:
         """Make room for at least that many steps."""
@@ -194,26 +201,12 @@ def check_room(path: Path, *, overwrite: bool) -> None:
 def create_array(group: zarr.Group, spec: ArraySpec, codec: Codec = "zstd") -> zarr.Array[Any]:
     """Create one array of the layout: every chunk is written, also an empty one, and carries a checksum."""
     compressors = [zarr.codecs.ZstdCodec(level=ZSTD_LEVEL)] if codec == "zstd" else []
-    return group.create_array(
-        spec.name,
-        shape=spec.shape,
-        chunks=spec.chunks,
-        dtype=spec.dtype,
-        fill_value=spec.fill,
-        dimension_names=spec.dims,
-        compressors=[*compressors, zarr.codecs.Crc32cCodec()],
-        config={"write_empty_chunks": True},
-    )
+    return group.create_array(**spec.creation, compressors=[*compressors, zarr.codecs.Crc32cCodec()])
 
 
 def new_manifest_fields() -> dict[str, Any]:
     """Identity and start of a recording: `id`, `created`, `status`."""
     return {"id": uuid.uuid4().hex, "created": utc_now(), "status": "recording"}
-
-
-def utc_now() -> str:
-    """The time, ISO 8601 in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def as_image(picture: Any, name: str) -> NDArray[np.uint8]:
@@ -246,43 +239,8 @@ def as_image(picture: Any, name: str) -> NDArray[np.uint8]:
     return array
 
 
-def sync_folder(path: Path) -> None:
-    """Flush every file below a folder to the disk, so that a power loss after this loses nothing."""
-    for folder, _, files in os.walk(path):
-        for name in [*files, ""]:
-            sync_file(Path(folder, name))
-
-
-def sync_file(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _is_trace(path: Path) -> bool:
     try:
         return MANIFEST_ATTRIBUTE in zarr.open_group(path, mode="r").attrs
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _coordinates(site_class: SiteClass) -> Mapping[str, NDArray[np.int32]]:
-    """Values of the coordinate arrays; keys that lie on no grid have row and column -1."""
-    values = {"head": np.arange(site_class.heads, dtype=np.int32)}
-    if site_class.query_grid is not None:
-        values["query_row"], values["query_column"] = _grid_positions(site_class.query_grid)
-    if any(segment.grid is not None for segment in site_class.key_segments):
-        positions = [
-            _grid_positions(segment.grid) if segment.grid is not None else np.full((2, segment.count), -1, np.int32)
-            for segment in site_class.key_segments
-        ]
-        values["key_row"], values["key_column"] = np.concatenate(positions, axis=1)
-    return values
-
-
-def _grid_positions(grid: tuple[int, int]) -> NDArray[np.int32]:
-    """Row and column of every cell in row-major order: int32 (2, cells)."""
-    return np.indices(grid, dtype=np.int32).reshape(2, -1)

@@ -7,9 +7,12 @@ Pure description: nothing here touches a store. The recorder creates what `class
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from attrace.schemas.manifest import SiteClass
 
@@ -72,6 +75,19 @@ class ArraySpec:
     fill: float
     """Value of what was never written: NaN for floats, -1 for int32, 0 for uint8."""
 
+    @property
+    def creation(self) -> dict[str, Any]:
+        """Keywords of zarr's `create_array`, but for compressors; every chunk is written, also one of fill value."""
+        return {
+            "name": self.name,
+            "shape": self.shape,
+            "chunks": self.chunks,
+            "dtype": self.dtype,
+            "fill_value": self.fill,
+            "dimension_names": self.dims,
+            "config": {"write_empty_chunks": True},
+        }
+
 
 def root_arrays(steps: int) -> tuple[ArraySpec, ...]:
     """Arrays of the root group for a trace of `steps` steps."""
@@ -100,6 +116,25 @@ def derived_arrays(site_class: SiteClass, steps: int) -> tuple[ArraySpec, ...]:
         _array(name, "float32", {dim: lengths[dim] for dim in ("time", "layer", "head", token)}, chunks)
         for name, token in (("r2g", "query"), ("g2r", "key"))
     )
+
+
+def chunk_key(index: Iterable[int]) -> str:
+    """Where a chunk lies below its array, by its place on the grid of chunks, such as `c/3/0/0/0/0`."""
+    return "/".join(("c", *map(str, index)))
+
+
+def coordinate_values(site_class: SiteClass) -> dict[str, NDArray[np.int32]]:
+    """What the coordinate arrays of a class hold, by name: int32; a key on no grid has row and column -1."""
+    values = {"head": np.arange(site_class.heads, dtype=np.int32)}
+    if site_class.query_grid is not None:
+        values["query_row"], values["query_column"] = _grid_positions(site_class.query_grid)
+    if any(segment.grid is not None for segment in site_class.key_segments):
+        positions = [
+            _grid_positions(segment.grid) if segment.grid is not None else np.full((2, segment.count), -1, np.int32)
+            for segment in site_class.key_segments
+        ]
+        values["key_row"], values["key_column"] = np.concatenate(positions, axis=1)
+    return values
 
 
 def image_array(name: str, shape: tuple[int, ...]) -> ArraySpec:
@@ -143,6 +178,11 @@ def _coordinate_arrays(site_class: SiteClass) -> Iterator[ArraySpec]:
         dims |= {"key_row": "key", "key_column": "key"}
     for name, dim in dims.items():
         yield _array(name, "int32", {dim: lengths[dim]}, {})
+
+
+def _grid_positions(grid: tuple[int, int]) -> NDArray[np.int32]:
+    """Row and column of every cell in row-major order: int32 (2, cells)."""
+    return np.indices(grid, dtype=np.int32).reshape(2, -1)
 
 
 def _lengths(site_class: SiteClass, steps: int) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
@@ -21,6 +22,11 @@ MAX_CHUNK_BYTES: Final = 2**31 - 1
 """Size of the largest chunk before compression: what every Zarr implementation and codec can hold."""
 
 _BYTES: Final = {"float16": 2, "float32": 4, "float64": 8}
+
+
+def utc_now() -> str:
+    """The time, ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _without_nonfinite(value: Any) -> Any:

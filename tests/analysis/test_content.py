@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from support.traces import make_trace, site_class
 from attrace.analysis import open_trace, pack, ulam
 from attrace.analysis.content import content_id
 from attrace.analysis.diff import Difference, diff
+from attrace.analysis.folder import TraceFolder
+from attrace.analysis.precompute import precompute
 from attrace.analysis.repair import repair
 from attrace.analysis.store import open_store
 from attrace.analysis.verify import verify
@@ -64,6 +67,31 @@ class TestContentId:
         assert id_of(made(tmp_path / "a.zarr", seed=0)) != id_of(
             make_trace(tmp_path / "b.zarr", images={"generated": PICTURE}, device="cuda").path
         )
+
+    def test_verify_finds_it_while_it_reads_each_chunk_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = {"key_grid": None, "keys": 3, "key_segments": ({"kind": "text", "count": 3},)}
+        scores = site_class("text/64x3h2d8", encoding="scores", first_order=2, **text)  # type: ignore[arg-type]
+        path = made(tmp_path / "a.zarr", classes=(site_class(dtype="float16"), scores), steps=12)
+        expected, read = id_of(path), Counter[str]()
+        check = TraceFolder._check
+
+        def note(self: TraceFolder, key: str) -> None:
+            read[key] += "/c/" in key
+            check(self, key)
+
+        monkeypatch.setattr(TraceFolder, "_check", note)
+        assert verify(path).content_id == expected
+        chunks = {str(file.relative_to(path)) for file in path.glob("**/c/**/*") if file.is_file()}
+        assert chunks <= read.keys()
+        assert max(read.values()) == 1
+
+    def test_of_a_copy_without_scores(self, tmp_path: Path) -> None:
+        path = made(tmp_path / "a.zarr")
+        precompute(path)
+        packed = pack(path, tmp_path / "a.zip", only_derived=True)
+        assert verify(packed).content_id == id_of(packed)
 
     def test_a_trace_with_problems_has_none(self, tmp_path: Path) -> None:
         path = made(tmp_path / "a.zarr")

@@ -15,6 +15,7 @@ import zarr
 from support.traces import make_trace, site_class
 
 from attrace.analysis import llam, open_trace, pack, ulam
+from attrace.analysis.folder import TraceFolder
 from attrace.analysis.precompute import precompute
 from attrace.schemas import InputError, TraceFormatError
 
@@ -167,6 +168,18 @@ def test_links_and_devices_are_not_followed(trace: Path, tmp_path: Path, change:
     change(trace / GROUP / "query/c/0/0/0/0/0", outside)
     with pytest.raises(TraceFormatError, match=r"link|leads nowhere|not a file"):
         read_all(trace)
+
+
+def test_the_folder_itself_is_not_resolved_for_every_chunk(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "resolve", lambda path, *_: pytest.fail(f"resolves {path}"))
+    read_all(trace)
+
+
+@pytest.mark.parametrize("key", ["../elsewhere", "images/../../elsewhere"])
+def test_a_key_does_not_lead_out(trace: Path, key: str) -> None:
+    (trace.parent / "elsewhere").write_text("")
+    with pytest.raises(TraceFormatError, match="leads out"):
+        TraceFolder(trace).get_sync(key)
 
 
 def test_a_link_to_the_trace_itself_is_followed(trace: Path, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def try_input(number: int, originals: list[Path], folder: Path) -> str | None:
     signal.alarm(SECONDS_EACH)
     try:
         use(path)
-    except Exception:
+    except (Exception, Hang):
         return traceback.format_exc()
     finally:
         signal.alarm(0)
@@ -182,8 +182,13 @@ def try_input(number: int, originals: list[Path], folder: Path) -> str | None:
     return f"wrote outside of the target: {outside}" if outside else None
 
 
-def _too_long(_signal: int, _frame: FrameType | None) -> None:
-    raise TimeoutError("took too long") from RuntimeError("a hang")
+class Hang(BaseException):
+    """Reading took too long: no error that reading may end in, nor one that code which is read through may catch."""
+
+
+def too_long(_signal: int, _frame: FrameType | None) -> None:
+    """End what takes too long."""
+    raise Hang(f"took more than {SECONDS_EACH} s")
 
 
 def say(message: str) -> None:
@@ -200,7 +205,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="try this input alone")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGALRM, too_long)
     faults: Counter[str] = Counter()
     end, number = time.monotonic() + arguments.seconds, arguments.first if arguments.only is None else arguments.only
     with tempfile.TemporaryDirectory() as temporary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from support.manifests import small_manifest
 
@@ -17,6 +18,7 @@ from attrace.schemas import (
     parse_manifest,
     root_arrays,
 )
+from attrace.schemas.layout import chunk_key, coordinate_values
 
 
 def _site_class(**members: object) -> SiteClass:
@@ -110,3 +112,21 @@ def test_a_picture_is_one_chunk(shape: tuple[int, ...], dims: tuple[str, ...]) -
 )
 def test_usual_group(members: dict[str, str], group: str) -> None:
     assert class_group(_site_class(**members)) == group
+
+
+def test_where_a_chunk_lies() -> None:
+    assert chunk_key((3, 0, 12)) == "c/3/0/12"
+    assert chunk_key(()) == "c"
+
+
+def test_what_the_coordinate_arrays_hold() -> None:
+    segments = [{"kind": "cls", "count": 1}, {"kind": "patch", "count": 4, "grid": [2, 2]}]
+    one = _site_class(queries=6, query_grid=[2, 3], keys=5, key_segments=segments, tokens=None)
+    values = coordinate_values(one)
+    specs = {spec.name: spec for spec in class_arrays(one, 0, data=False)}
+    assert values.keys() == specs.keys()
+    assert {name: array.shape for name, array in values.items()} == {name: spec.shape for name, spec in specs.items()}
+    assert {array.dtype for array in values.values()} == {np.dtype(np.int32)}
+    assert values["query_column"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert values["key_row"].tolist() == [-1, 0, 0, 1, 1]
+    assert values["key_column"].tolist() == [-1, 0, 1, 0, 1]
