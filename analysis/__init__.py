@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from attrace.analysis.pack import pack
     from attrace.analysis.precompute import precompute
     from attrace.analysis.repair import repair
+    from attrace.analysis.report.write import write_report
     from attrace.analysis.sram import sram
     from attrace.analysis.statistics import (
         agreement,
@@ -57,6 +58,7 @@ _HOMES = {
     "pack": ("pack",),
     "precompute": ("precompute",),
     "repair": ("repair",),
+    "report.write": ("write_report",),
     "sram": ("sram",),
     "statistics": (
         "agreement",
@@ -134,4 +136,5 @@ __all__ = [
     "token_map",
     "ulam",
     "unpack",
+    "write_report",
 ]

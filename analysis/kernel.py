@@ -183,11 +183,11 @@ def key_shares(
     """
     heads, queries, _ = _shape(values)
     shares = np.empty((heads, queries), np.result_type(_stored(values), np.float32))
-    bias, weights = _bias(values).astype(shares.dtype), key_weights.astype(shares.dtype)
+    bias, weights = key_bias(values).astype(shares.dtype), key_weights.astype(shares.dtype)
     makes_head = _head_maker(values, method, workspace)
     with np.errstate(invalid="ignore", over="ignore"):
         for head in range(heads):
-            shares[head] = makes_head(head).key_shares(bias, _row_shifts(values, head), weights)
+            shares[head] = makes_head(head).key_shares(bias, row_shifts(values, head), weights)
     return shares
 
 
@@ -197,12 +197,46 @@ def summed_softmax_over_keys(
     """Sum over the heads of the softmax over keys: float64 (query, key)."""
     heads, queries, keys = _shape(values)
     total = np.zeros((queries, keys))
-    bias = _bias(values).astype(np.result_type(_stored(values), np.float32))
+    bias = key_bias(values).astype(np.result_type(_stored(values), np.float32))
     makes_head = _head_maker(values, method, workspace)
     with np.errstate(invalid="ignore", over="ignore"):
         for head in range(heads):
-            makes_head(head).add_softmax(bias, _row_shifts(values, head), total)
+            makes_head(head).add_softmax(bias, row_shifts(values, head), total)
     return total
+
+
+def head_softmaxes(
+    values: SiteValues, head: int, pooling: Any, places: slice
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both softmaxes of one head in one step, of some keys, averaged over groups of queries.
+
+    Parameters
+    ----------
+    values
+        Scores, or queries and keys, of one site in one step.
+    head
+        Which head.
+    pooling
+        Share of each query in each mean: a matrix (mean, query), dense or sparse.
+    places
+        Keys that are wanted; the softmax over keys runs over all.
+
+    Returns
+    -------
+    over_keys, over_queries
+        float64 (mean, key); 0 for a key that is hidden.
+    """
+    scores = NumpyHead(values, head)
+    bias = key_bias(values)[places].astype(scores.dtype)
+    wanted = len(bias)
+    over_keys, over_queries = np.zeros((pooling.shape[0], wanted)), np.zeros((pooling.shape[0], wanted))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for place, block in scores.softmax_over_keys(key_bias(values).astype(scores.dtype), row_shifts(values, head)):
+            over_keys += pooling[:, place] @ block[:, places]
+        for place, block in scores.softmax_over_queries(places):
+            over_queries += pooling[:, place] @ block
+    over_queries[:, bias == -np.inf] = 0
+    return over_keys, over_queries
 
 
 def _head_marginals(
@@ -244,7 +278,7 @@ def _exp_or_zero(logarithms: NDArray[np.float64]) -> NDArray[np.float64]:
 def _weighting(
     values: SiteValues, query_weights: NDArray[np.float64], key_weights: NDArray[np.float64], dtype: np.dtype[Any]
 ) -> Weighting:
-    bias = _bias(values)
+    bias = key_bias(values)
     bias_scale = float(bias.max()) if bias.max() > -np.inf else 0.0
     visible = np.where(bias == -np.inf, 0.0, key_weights)
     query_scale, key_scale = query_weights.max() or 1.0, visible.max() or 1.0
@@ -258,7 +292,7 @@ def _weighting(
     )
 
 
-def _bias(values: SiteValues) -> NDArray[np.float64]:
+def key_bias(values: SiteValues) -> NDArray[np.float64]:
     """What is still to be added to the scores of each key: (key); -inf for a hidden one."""
     if isinstance(values, Scores) or values.bias is None:
         return np.zeros(_shape(values)[2])
@@ -269,7 +303,7 @@ def _row_logarithms(values: SiteValues, head: int) -> NDArray[np.float64] | None
     return None if values.lse is None else values.lse[head].astype(np.float64)
 
 
-def _row_shifts(values: SiteValues, head: int) -> NDArray[np.float64] | None:
+def row_shifts(values: SiteValues, head: int) -> NDArray[np.float64] | None:
     """What a softmax over keys subtracts where the log-sum-exp is known: +inf for a query whose keys are all hidden."""
     logarithms = _row_logarithms(values, head)
     return None if logarithms is None else np.where(logarithms == -np.inf, np.inf, logarithms)

@@ -75,14 +75,14 @@ class NumpyHead:
         self, bias: NDArray[Any], row_logarithms: NDArray[Any] | None, weights: NDArray[Any]
     ) -> NDArray[Any]:
         """Weighted sum over keys of the softmax over keys: (query)."""
-        return np.concatenate([block @ weights for _, block in self._softmax_over_keys(bias, row_logarithms)])
+        return np.concatenate([block @ weights for _, block in self.softmax_over_keys(bias, row_logarithms)])
 
     def add_softmax(self, bias: NDArray[Any], row_logarithms: NDArray[Any] | None, total: NDArray[np.float64]) -> None:
         """Adds the softmax over keys to `total` (query, key)."""
-        for place, block in self._softmax_over_keys(bias, row_logarithms):
+        for place, block in self.softmax_over_keys(bias, row_logarithms):
             total[place] += block
 
-    def _softmax_over_keys(
+    def softmax_over_keys(
         self, bias: NDArray[Any], row_logarithms: NDArray[Any] | None
     ) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Blocks (query, key), each with its place; 0 in a row whose keys are all hidden."""
@@ -93,6 +93,15 @@ class NumpyHead:
             if row_logarithms is None:
                 exponentials *= _inverse(exponentials.sum(axis=1))[:, None]
             yield place, exponentials
+
+    def softmax_over_queries(self, keys: slice) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Blocks (query, key) of some keys, each with its place; 0 in a column whose scores are all -inf."""
+        maxima = np.max([block[:, keys].max(axis=0) for _, block in self.blocks()], axis=0)
+        shifts = _finite_or_zero(maxima)
+        sums = np.sum([_exponential(block[:, keys], shifts).sum(axis=0) for _, block in self.blocks()], axis=0)
+        inverse = _inverse(sums)
+        for place, block in self.blocks():
+            yield place, _exponential(block[:, keys], shifts) * inverse
 
 
 def two_stabilised_softmaxes(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attrace.schemas import Manifest, SiteClass, class_arrays
+from attrace.schemas import Manifest, ModelIdentity, Omitted, SiteClass, class_arrays
 
 if TYPE_CHECKING:
     from attrace.analysis.trace import SelectedClass, Trace
@@ -25,6 +25,33 @@ def describe(trace: Trace) -> str:
         f"  size      at most {_human(stored_bytes(trace))} before compression",
     ]
     return "\n".join(lines)
+
+
+def facts(trace: Trace, *, size: str = "") -> dict[str, str]:
+    """Where a trace is from, by name: what is not known is left out; `size` is what the caller knows of it."""
+    manifest = trace.manifest
+    guidance = manifest.guidance
+    images = [f"{name} {'x'.join(map(str, shape[:2]))}" for name, shape in trace.image_shapes.items()]
+    known = {
+        "trace": trace.path,
+        "id": manifest.id,
+        "status": f"{trace.status}, {trace.steps} finished steps",
+        "recorded": f"{manifest.created} to {manifest.finished or '(not closed)'}",
+        "size": size,
+        "pipeline": _identity(manifest.pipeline),
+        "denoiser": _identity(manifest.denoiser),
+        "scheduler": _identity(manifest.scheduler),
+        "guidance": f"kept {', '.join(guidance.kept)} of {', '.join(guidance.branches)}"
+        + (f", scale {guidance.scale:g}" if guidance.scale is not None else ""),
+        "seed": "" if manifest.seed is None else str(manifest.seed),
+        "computed": f"{manifest.model_dtype} on {manifest.device}",
+        "sample": f"{manifest.sample} of {manifest.samples}" if manifest.samples > 1 else "",
+        "images": ", ".join(images) or "none",
+        "left out": _left_out(manifest.omitted),
+        "licence": manifest.licence or "",
+        "citation": " ".join((manifest.citation or "").split()),
+    }
+    return {name: value for name, value in known.items() if value}
 
 
 def stored_bytes(trace: Trace) -> int:
@@ -66,6 +93,21 @@ def _steps(trace: Trace) -> str:
 def _choice(chosen: str | None, known: tuple[str, ...]) -> str:
     others = [one for one in known if one != chosen]
     return f"{chosen}" + (f" (also {', '.join(others)})" if others else "")
+
+
+def _left_out(omitted: Omitted | None) -> str:
+    if omitted is None:
+        return ""
+    counts = {"layers": omitted.layers, "steps": omitted.steps}
+    parts = [*omitted.parts, *(f"{count} {what}" for what, count in counts.items() if count)]
+    return f"{', '.join(parts)}, of trace {omitted.source}"
+
+
+def _identity(model: ModelIdentity | None) -> str:
+    if model is None:
+        return ""
+    where = " ".join(part for part in (model.model_id, model.revision and f"at {model.revision}") if part)
+    return f"{model.class_name} ({where})" if where else model.class_name
 
 
 def _human(size: float) -> str:

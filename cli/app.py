@@ -20,6 +20,7 @@ from attrace.cli.plot import plot
 from attrace.cli.precompute import precompute
 from attrace.cli.record import record
 from attrace.cli.repair import repair
+from attrace.cli.report import report
 from attrace.cli.score import score
 from attrace.cli.sram import sram
 from attrace.cli.transfer import pull, push
@@ -67,6 +68,7 @@ for _command in (
     maps,
     sram,
     plot,
+    report,
     score,
     precompute,
     aggregate,

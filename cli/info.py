@@ -12,7 +12,7 @@ from attrace.cli.sizes import stored_sizes
 
 if TYPE_CHECKING:
     from attrace.analysis import Trace
-    from attrace.schemas import ModelIdentity, Omitted, SiteClass
+    from attrace.schemas import SiteClass
 
 
 @click.command(
@@ -53,46 +53,11 @@ def _as_json(trace: Trace, sizes: dict[str, int] | None) -> dict[str, Any]:
 
 
 def _print_facts(trace: Trace, sizes: dict[str, int] | None) -> None:
-    manifest = trace.manifest
-    guidance = manifest.guidance
-    images = [f"{name} {'x'.join(map(str, shape[:2]))}" for name, shape in trace.image_shapes.items()]
-    facts = {
-        "trace": trace.path,
-        "id": manifest.id,
-        "status": f"{trace.status}, {trace.steps} finished steps",
-        "recorded": f"{manifest.created} to {manifest.finished or '(not closed)'}",
-        "size": "" if sizes is None else bytes_text(sum(sizes.values())),
-        "pipeline": _identity(manifest.pipeline),
-        "denoiser": _identity(manifest.denoiser),
-        "scheduler": _identity(manifest.scheduler),
-        "guidance": f"kept {', '.join(guidance.kept)} of {', '.join(guidance.branches)}"
-        + (f", scale {guidance.scale:g}" if guidance.scale is not None else ""),
-        "seed": "" if manifest.seed is None else str(manifest.seed),
-        "computed": f"{manifest.model_dtype} on {manifest.device}",
-        "sample": f"{manifest.sample} of {manifest.samples}" if manifest.samples > 1 else "",
-        "images": ", ".join(images) or "none",
-        "left out": _left_out(manifest.omitted),
-        "licence": manifest.licence or "",
-        "citation": " ".join((manifest.citation or "").split()),
-    }
-    for name, value in facts.items():
-        if value:
-            click.echo(f"{name:<10} {value}")
+    from attrace.analysis.summary import facts
 
-
-def _left_out(omitted: Omitted | None) -> str:
-    if omitted is None:
-        return ""
-    counts = {"layers": omitted.layers, "steps": omitted.steps}
-    parts = [*omitted.parts, *(f"{count} {what}" for what, count in counts.items() if count)]
-    return f"{', '.join(parts)}, of trace {omitted.source}"
-
-
-def _identity(model: ModelIdentity | None) -> str:
-    if model is None:
-        return ""
-    where = " ".join(part for part in (model.model_id, model.revision and f"at {model.revision}") if part)
-    return f"{model.class_name} ({where})" if where else model.class_name
+    size = "" if sizes is None else bytes_text(sum(sizes.values()))
+    for name, value in facts(trace, size=size).items():
+        click.echo(f"{name:<10} {value}")
 
 
 def _print_classes(trace: Trace, sizes: dict[str, int] | None) -> None:

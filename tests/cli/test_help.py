@@ -54,6 +54,8 @@ def test_every_example_works(example: list[str], run: Run) -> None:
     if example[0] in ("push", "pull"):
         fsspec = pytest.importorskip("fsspec")
         fsspec.filesystem("memory").put("run.zarr", "/example/run.zarr", recursive=True)
+    if example[0] == "report":
+        pytest.importorskip("bokeh")
     result = run(*example)
     assert result.exit_code == 0, (result.output, result.exception)
 

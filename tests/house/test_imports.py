@@ -103,7 +103,7 @@ def _requirements(*extras: str) -> set[str]:
     ("package", "declared"),
     [
         ("attrace.schemas", {"numpy", "pydantic"}),
-        ("attrace.analysis", _requirements("cluster", "quality")),
+        ("attrace.analysis", _requirements("cluster", "quality", "report")),
         ("attrace.cli", _requirements()),
         ("attrace.recorder", _requirements("record")),
         ("attrace.demo", _requirements("quality", "record")),

@@ -1,0 +1,173 @@
+"""What a report holds of the attention between patches: which layers, on which grids, in how many groups of steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from scipy import sparse
+
+from attrace.analysis.levels import mappable_directions
+from attrace.analysis.maps import Size, finest_grid, grid_plans, time_groups
+from attrace.analysis.trace import SelectedClass, Trace
+from attrace.analysis.weights import area_matrix, key_weights, normalised, picture_segment
+from attrace.schemas import Direction, InputError, SiteClass
+from attrace.schemas.words import DIRECTIONS
+
+KeyView = Literal["picture", "tokens", "whole"]
+"""What stands beside the generated picture: the reference, a list of the keys, or all keys as one."""
+
+MOST_TOKENS: Final = 128
+"""Keys off a grid that are listed one by one; more are taken as one."""
+
+FINENESS: Final = ((64, True), (48, True), (32, True), (24, True), (16, True), (16, False), (12, False), (8, False))
+"""From fine to coarse: the most cells along a side of a grid, and whether heads are kept apart."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The patches of one side of a class, and the cells that a report keeps of them."""
+
+    places: slice
+    """Where they stand among all queries or keys."""
+    kept: Size
+    """Rows and columns of the cells."""
+    pooling: sparse.csc_array
+    """Share of each patch in the mean of each cell: (cell, patch), rows sum to 1."""
+    coarser: bool
+    """Whether a cell is the mean of several patches."""
+
+    @property
+    def cells(self) -> int:
+        """How many cells are kept."""
+        return self.kept[0] * self.kept[1]
+
+
+@dataclass(frozen=True)
+class ReportClass:
+    """A site class of a report."""
+
+    selected: SelectedClass
+    queries: Side
+    keys: Side
+
+    @property
+    def site_class(self) -> SiteClass:
+        """The class."""
+        return self.selected.site_class
+
+
+@dataclass(frozen=True)
+class ReportPlan:
+    """What a report holds of a trace."""
+
+    trace: Trace
+    classes: tuple[ReportClass, ...]
+    spans: tuple[slice, ...]
+    """Groups of the selected steps."""
+    heads_apart: bool
+    """Whether every head can be shown; else their mean."""
+    view: KeyView
+    grids: dict[Direction, Size]
+    """Rows and columns of the map of each direction: `r2g` over the generated picture, `g2r` over the keys."""
+    directions: tuple[Direction, ...]
+    """Directions of the level maps."""
+    reason: str
+    """Why there is no map over the reference, or nothing."""
+
+    @property
+    def coarser(self) -> bool:
+        """Whether cells of the report are means of several patches."""
+        return any(side.coarser for one in self.classes for side in (one.queries, one.keys))
+
+    @property
+    def kept_directions(self) -> tuple[Direction, ...]:
+        """Directions in which patches can be chosen: all keys as one get everything of every patch."""
+        return ("r2g",) if self.view == "whole" else DIRECTIONS
+
+    @property
+    def stored_values(self) -> int:
+        """Values of all directions."""
+        heads = [len(one.selected.heads) if self.heads_apart else 1 for one in self.classes]
+        cells = [one.queries.cells * one.keys.cells * len(one.selected.layers) for one in self.classes]
+        return (
+            len(self.kept_directions)
+            * len(self.spans)
+            * sum(count * head for count, head in zip(cells, heads, strict=True))
+        )
+
+
+def plan_report(trace: Trace, groups: int | None, most_values: int) -> ReportPlan:
+    """The finest plan that holds no more than so many values.
+
+    Raises
+    ------
+    InputError
+        If the queries lie on no grid, `groups` does not fit the steps, or even the coarsest plan holds more.
+    """
+    directions = mappable_directions(trace)
+    if "r2g" not in directions:
+        grid_plans(trace, "r2g", None, None)  # says why
+    view, reason = _view(trace)
+    spans = tuple(time_groups(trace, groups))
+    for most_cells, heads_apart in FINENESS:
+        plan = _plan_of(trace, view, most_cells, spans)
+        plan = replace(plan, heads_apart=heads_apart, directions=directions, reason=reason)
+        if plan.stored_values <= most_values:
+            return plan
+    if groups is None and len(spans) > 1:
+        return plan_report(trace, 1, most_values)
+    raise InputError(
+        f"trace {trace.path}: a report of {len(trace.layers)} layers and {len(spans)} groups of steps does not fit the "
+        "limit of its size even on grids of 8 cells a side: select layers (--layers), or raise the limit (--limit)"
+    )
+
+
+def _view(trace: Trace) -> tuple[KeyView, str]:
+    try:
+        grid_plans(trace, "g2r", None, None)
+    except InputError as error:
+        counts = {one.site_class.keys for one in trace.classes}
+        listed = len(counts) == 1 and 1 < max(counts) <= MOST_TOKENS
+        return ("tokens" if listed else "whole"), str(error)
+    return "picture", ""
+
+
+def _plan_of(trace: Trace, view: KeyView, most_cells: int, spans: tuple[slice, ...]) -> ReportPlan:
+    classes = []
+    for selected in trace.classes:
+        site_class = selected.site_class
+        keys = _key_side(site_class, view, most_cells)
+        if site_class.query_grid is not None and keys is not None:
+            queries = _grid_side(slice(0, site_class.queries), site_class.query_grid, most_cells)
+            classes.append(ReportClass(selected, queries, keys))
+    over_keys = _pooled(finest_grid(trace, "g2r"), most_cells) if view == "picture" else classes[0].keys.kept
+    grids: dict[Direction, Size] = {"r2g": _pooled(finest_grid(trace, "r2g"), most_cells), "g2r": over_keys}
+    return ReportPlan(trace, tuple(classes), spans, True, view, grids, (), "")
+
+
+def _key_side(site_class: SiteClass, view: KeyView, most_cells: int) -> Side | None:
+    everything = slice(0, site_class.keys)
+    if view == "tokens":
+        identity = sparse.csc_array(sparse.eye_array(site_class.keys))
+        return Side(everything, (site_class.keys, 1), identity, coarser=False)
+    if view == "whole":
+        weights = normalised(key_weights(site_class, None))
+        return Side(everything, (1, 1), sparse.csc_array(weights[None]), coarser=site_class.keys > 1)
+    picture = picture_segment(site_class)
+    if picture is None or picture[1].grid is None:
+        return None
+    return _grid_side(picture[0], picture[1].grid, most_cells)
+
+
+def _grid_side(places: slice, grid: Size, most_cells: int) -> Side:
+    kept = _pooled(grid, most_cells)
+    rows, columns = (area_matrix(length, cells) for length, cells in zip(grid, kept, strict=True))
+    return Side(places, kept, sparse.csc_array(sparse.kron(rows, columns)), coarser=kept != grid)
+
+
+def _pooled(grid: Size, most_cells: int) -> Size:
+    """A grid with so many cells along its longer side at most: divided by a whole number, so that grids nest."""
+    factor = math.ceil(max(grid) / most_cells)
+    return math.ceil(grid[0] / factor), math.ceil(grid[1] / factor)

@@ -1,0 +1,253 @@
+"""The report of a trace in a real browser: what it shows is what `sram` gives, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support.browser import chromium, wait_for
+from support.traces import make_trace, site_class
+
+from attrace.analysis import Trace, open_trace, sram, ulam, write_report
+
+pytest.importorskip("bokeh")
+
+HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+
+
+class Page:
+    """A report that is open in a browser."""
+
+    def __init__(self, driver: Any, trace: Trace, path: Path) -> None:
+        self.driver, self.trace = driver, trace
+        write_report(trace, path)
+        driver.get_log("browser")
+        driver.get_log("performance")
+        driver.get(path.as_uri())
+        wait_for(lambda: self.js("return document.documentElement.dataset.ready"))
+
+    def js(self, code: str) -> Any:
+        """What a piece of JavaScript returns; `model` finds a model of Bokeh by its name."""
+        return self.driver.execute_script("const model = (n) => Bokeh.documents[0].get_model_by_name(n);" + code)
+
+    def heat(self, name: str) -> NDArray[np.float64]:
+        """The values that are shown over a picture."""
+        return np.array(self.js(f"return Array.from(model('heat-{name}').data.image[0])"), np.float64)
+
+    def chosen(self, name: str) -> list[float]:
+        """Top, left, bottom and right of the chosen cells of a picture."""
+        data = self.js(f"return model('chosen-{name}').data")
+        return [data[side][0] for side in ("top", "left", "bottom", "right")]
+
+    def set(self, name: str, attribute: str, value: Any) -> None:
+        self.js(f"model({name!r}).{attribute} = {json.dumps(value)}")
+
+    def click(self, name: str, row: int, column: int, grid: tuple[int, int]) -> None:
+        """Click the middle of a cell of a picture."""
+        from selenium.webdriver import ActionChains
+
+        element = self.driver.find_element("id", name)
+        self.js(f"document.getElementById({name!r}).scrollIntoView({{block: 'center'}})")
+        x = ((column + 0.5) / grid[1] - 0.5) * element.size["width"]
+        y = ((row + 0.5) / grid[0] - 0.5) * element.size["height"]
+        ActionChains(self.driver).move_to_element_with_offset(element, x, y).click().perform()
+
+    def keys(self, name: str, *keys: str) -> None:
+        self.driver.find_element("id", name).send_keys(*keys)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with chromium(tmp_path_factory.mktemp("profile")) as driven:
+        driven.set_window_size(1280, 1000)
+        yield driven
+
+
+@pytest.fixture(scope="module")
+def opened(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """Two grids of queries, a class token, names that try to run, pictures and a mask."""
+    folder = tmp_path_factory.mktemp("report")
+    random = np.random.default_rng(0)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:24, 4:20] = 255
+    images = {name: random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in ("generated", "reference")}
+    classes = (
+        site_class(layers=(HOSTILE,), cls=True),
+        site_class("reference/16x16h2d8", query_grid=(4, 4), layers=("mid.attn2", "up.0.attn2"), first_order=1),
+    )
+    made = make_trace(
+        folder / "run.zarr",
+        classes,
+        steps=5,
+        spread=1.5,
+        images=images | {"mask": mask},
+        image_size=(32, 32),
+        call_arguments={"prompt": HOSTILE},
+    )
+    return Page(driver, open_trace(made.path), folder / "report.html")
+
+
+@pytest.fixture
+def page(opened: Page) -> Page:
+    """The report as it is when it opens."""
+    for name, value in {"time": 0, "layer": "-1", "head": "-1", "value": "weight"}.items():
+        opened.set(name, "value", value)
+    for name in ("direction", "region", "scale", "level"):
+        opened.set(name, "active", 0)
+    return opened
+
+
+def assert_shown(found: NDArray[np.float64], expected: Any, page: Page) -> None:
+    """The map is the expected one, to within what the page says of its exactness."""
+    bound = float(page.js("return document.getElementById('legend-error').textContent").split()[-1])
+    values = expected.values.ravel()
+    assert np.abs(found - values).max() <= bound * 1.05
+    assert bound < 0.02 * values.max()
+    assert values.max() > 1.2 * values.mean()
+
+
+def test_it_loads_alone_and_without_an_error(page: Page) -> None:
+    assert [entry for entry in page.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    messages = [json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance")]
+    asked = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert page.js("return window.hacked") is None
+    assert HOSTILE in page.js("return document.querySelector('pre').textContent").replace("\\", "")
+
+
+def test_a_click_on_a_generated_patch_shows_where_it_comes_from(page: Page) -> None:
+    page.click("generated", 5, 2, (8, 8))
+    assert page.chosen("generated") == [5, 2, 6, 3]
+    assert_shown(page.heat("reference"), sram(page.trace, (20, 8, 24, 12)), page)
+    assert "row 5, column 2 (pixel 22, 10)" in page.js("return document.getElementById('told').textContent")
+
+
+def test_a_click_on_a_reference_patch_shows_where_it_went(page: Page) -> None:
+    page.click("reference", 1, 3, (4, 4))
+    assert page.chosen("reference") == [1, 3, 2, 4]
+    assert page.js("return model('direction').active") == 1
+    assert_shown(page.heat("generated"), sram(page.trace, (8, 24, 16, 32), direction="r2g"), page)
+
+
+def test_time_layer_head_and_unit_are_chosen(page: Page) -> None:
+    page.click("generated", 3, 6, (8, 8))
+    box = (12, 24, 16, 28)
+    page.set("time", "value", 4)
+    page.set("layer", "value", "2")
+    page.set("head", "value", "1")
+    selected = page.trace.sel(time=3, layer="up.0.attn2", head=1)
+    assert_shown(page.heat("reference"), sram(selected, box), page)
+    page.set("value", "value", "density")
+    page.set("layer", "value", "-1")
+    assert_shown(page.heat("reference"), sram(page.trace.sel(time=3, head=1), box, density=True), page)
+    page.set("direction", "active", 1)
+    place = [8 * side for side in page.chosen("reference")]
+    expected = sram(page.trace.sel(time=3, head=1), tuple(map(int, place)), direction="r2g", density=True)
+    assert_shown(page.heat("generated"), expected, page)
+
+
+def test_the_keyboard_moves_and_widens_the_choice(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.click("generated", 0, 0, (8, 8))
+    page.keys("generated", Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_UP)
+    assert page.chosen("generated") == [1, 1, 2, 2]
+    assert_shown(page.heat("reference"), sram(page.trace, (4, 4, 8, 8)), page)
+    page.keys("generated", Keys.SHIFT + Keys.ARROW_RIGHT + Keys.ARROW_DOWN)
+    assert page.chosen("generated") == [1, 1, 3, 3]
+    assert_shown(page.heat("reference"), sram(page.trace, (4, 4, 12, 12)), page)
+    page.keys("generated", *[Keys.ARROW_LEFT] * 9)
+    assert page.chosen("generated")[:2] == [1, 0]
+    slider = page.js("return model('time').value")
+    page.js("document.activeElement.blur()")
+    assert slider == 0
+
+
+def test_every_control_takes_the_focus(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.js("document.querySelector('h1').tabIndex = -1; document.querySelector('h1').focus()")
+    seen = set()
+    for _ in range(40):
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        seen.add(page.js("const one = document.activeElement; return one.id || one.closest('.control')?.id"))
+    controls = page.js("return Array.from(document.querySelectorAll('.control'), (one) => one.id)")
+    assert len(controls) == 11
+    assert {"generated", "reference", *controls} <= seen
+
+
+def test_the_mask_is_a_region(page: Page) -> None:
+    page.set("region", "active", 2)
+    mask = page.trace.images["mask"].values > 127
+    assert_shown(page.heat("reference"), sram(page.trace, mask), page)
+
+
+def test_a_dragged_box_is_a_region(page: Page) -> None:
+    from selenium.webdriver import ActionChains
+
+    page.set("region", "active", 1)
+    element = page.driver.find_element("id", "generated")
+    page.js("document.getElementById('generated').scrollIntoView({block: 'center'})")
+    cell = element.size["width"] / 8
+    drag = ActionChains(page.driver).move_to_element_with_offset(element, -2.5 * cell, -1.5 * cell)
+    drag.click_and_hold().move_by_offset(2 * cell, cell).move_by_offset(2, 2).release().perform()
+    assert page.chosen("generated") == [2, 1, 4, 4]
+    assert_shown(page.heat("reference"), sram(page.trace, (8, 4, 16, 16)), page)
+
+
+def test_the_scale_can_be_fixed(page: Page) -> None:
+    page.click("generated", 5, 2, (8, 8))
+    page.set("scale", "active", 1)
+    high = page.js("return document.getElementById('legend-high').textContent")
+    page.click("generated", 1, 7, (8, 8))
+    assert page.js("return document.getElementById('legend-high').textContent") == high
+    page.set("scale", "active", 0)
+    assert page.js("return document.getElementById('legend-high').textContent") != high
+
+
+def test_the_galleries_show_every_level(page: Page) -> None:
+    for level, count in enumerate((1, 5, 2, 3)):
+        page.set("level", "active", level)
+        for way in ("r2g", "g2r"):
+            assert page.js(f"return model('maps-gallery_{way}').data.value.length") == count
+    page.set("level", "active", 0)
+    found = page.js("return Array.from(model('maps-gallery_g2r').data.value[0])")
+    np.testing.assert_allclose(found, ulam(page.trace, direction="g2r").values.ravel(), rtol=1e-5)
+
+
+def test_a_narrow_page_does_not_scroll_sideways(page: Page) -> None:
+    for width in (390, 1280):
+        page.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+        )
+        wait_for(partial(page.js, f"return window.innerWidth === {width}"))
+        root = "document.documentElement"
+        wait_for(partial(page.js, f"return {root}.scrollWidth <= {root}.clientWidth"))
+    page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_list_of_tokens(driver: Any, tmp_path: Path) -> None:
+    segments = ({"kind": "text", "count": 3},)
+    one = site_class("text/64x3h2d8", key_grid=None, keys=3, key_segments=segments, tokens=("a", HOSTILE, "cat"))
+    page = Page(driver, open_trace(make_trace(tmp_path / "run.zarr", (one,)).path), tmp_path / "report.html")
+    assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    page.set("value", "value", "weight")
+    page.keys("reference", "\ue015", "\ue015", "\ue015", "\ue013")  # down, down, down, up
+    assert page.chosen("reference") == [1, 0, 2, 1]
+    assert_shown(page.heat("generated"), ulam(page.trace, keys=[1]), page)
+    assert page.js("return window.hacked") is None
+
+
+def test_one_key(driver: Any, tmp_path: Path) -> None:
+    one = site_class("reference/64x1h2d8", key_grid=None, keys=1, key_segments=({"kind": "cls", "count": 1},))
+    page = Page(driver, open_trace(make_trace(tmp_path / "run.zarr", (one,)).path), tmp_path / "report.html")
+    assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    page.set("value", "value", "weight")
+    assert_shown(page.heat("generated"), ulam(page.trace), page)
