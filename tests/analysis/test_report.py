@@ -113,9 +113,9 @@ def test_quantised_rows_are_within_half_a_quantum() -> None:
 
 def test_a_smaller_limit_gives_a_smaller_file_that_says_so(tmp_path: Path) -> None:
     one = site_class("reference/256x256h4d8", heads=4, query_grid=(16, 16), key_grid=(16, 16))
-    trace = traced(tmp_path, (one,), steps=5, spread=2)
+    trace = traced(tmp_path, (one,), steps=5, spread=0.7)
     fine = write_report(trace, tmp_path / "fine.html", limit=20_000_000)
-    coarse = write_report(trace, tmp_path / "coarse.html", limit=3_850_000)
+    coarse = write_report(trace, tmp_path / "coarse.html", limit=5_750_000)
     assert coarse.bytes < fine.bytes
     assert coarse.levels < fine.levels == 255
     assert f"from 0 to {coarse.levels}:" in coarse.path.read_text()
