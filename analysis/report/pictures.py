@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 if TYPE_CHECKING:
-    from attrace.analysis.maps import Size
+    from attrace.analysis.plans import Size
     from attrace.analysis.trace import Trace
 
 LONGEST_SIDE: Final = 384

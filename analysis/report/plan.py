@@ -9,7 +9,8 @@ from typing import Final, Literal
 from scipy import sparse
 
 from attrace.analysis.levels import mappable_directions
-from attrace.analysis.maps import Size, finest_grid, grid_plans, time_groups
+from attrace.analysis.plans import Size, finest_grid, grid_plans
+from attrace.analysis.time_groups import time_groups
 from attrace.analysis.trace import SelectedClass, Trace
 from attrace.analysis.weights import area_matrix, key_weights, normalised, picture_segment
 from attrace.schemas import Direction, InputError, SiteClass
