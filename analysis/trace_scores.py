@@ -173,6 +173,12 @@ def score_trace(
     )
 
 
+def stored_mask(trace: Trace) -> NDArray[np.bool_]:
+    """The mask in a trace: bool (row, column)."""
+    pixels: NDArray[Any] = trace.images["mask"].values
+    return (pixels if pixels.ndim == 2 else pixels[..., 0]) > 127
+
+
 def score_maps(maps: Mapping[Level, xr.DataArray]) -> MapScores:
     """Numbers of the computed maps of all four levels of one direction.
 

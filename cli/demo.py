@@ -10,7 +10,7 @@ import click
 from attrace.cli.errors import recorder_needed
 from attrace.cli.options import examples, json_option, overwrite_option
 from attrace.cli.output import check_output, dask_progress, print_json, print_paths, say
-from attrace.cli.scores import print_scores, scores_as_json, stored_mask
+from attrace.cli.scores import print_scores, scores_as_json
 
 if TYPE_CHECKING:
     from attrace.analysis import Trace
@@ -30,7 +30,7 @@ def demo(output: Path, reference: Path | None, seed: int, steps: int, overwrite:
     prints their names and how well the maps keep to the painted region. Needs no GPU and no download.
     """
     from attrace.analysis import open_trace
-    from attrace.analysis.trace_scores import score_trace
+    from attrace.analysis.trace_scores import score_trace, stored_mask
 
     path = output / "demo.zarr"
     output.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from attrace.cli.options import (
     trace_argument,
 )
 from attrace.cli.output import dask_progress, print_json
-from attrace.cli.scores import print_csv, print_scores, read_places, read_truth, scores_as_json, stored_mask
+from attrace.cli.scores import print_csv, print_scores, read_places, read_truth, scores_as_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ def score(
     .npy file for --places holds (row, column, 2): for each pixel its row and column in the reference, as shares of
     the height and width, NaN where it has none. Maps are 64 cells along the longer side unless --size.
     """
-    from attrace.analysis.trace_scores import score_trace
+    from attrace.analysis.trace_scores import score_trace, stored_mask
 
     if as_json and as_csv:
         raise click.UsageError("give either --json or --csv, not both")

@@ -58,12 +58,6 @@ def print_csv(scores: TraceScores) -> None:
     writer.writerows(scores.rows())
 
 
-def stored_mask(trace: Trace) -> NDArray[np.bool_]:
-    """The mask in a trace: bool (row, column)."""
-    pixels: NDArray[Any] = trace.images["mask"].values
-    return (pixels if pixels.ndim == 2 else pixels[..., 0]) > 127
-
-
 def read_truth(file: str, trace: Trace) -> NDArray[np.uint8]:
     """The true picture, with the channels of the generated one: uint8 (row, column[, channel])."""
     import numpy as np

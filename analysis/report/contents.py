@@ -6,7 +6,7 @@ import base64
 import gzip
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import dask.base
@@ -19,10 +19,10 @@ from attrace.analysis.report.attention import Attention, attention_of, lazy_atte
 from attrace.analysis.report.pictures import picture_pixels
 from attrace.analysis.report.plan import ReportClass, ReportPlan, Side, plan_report
 from attrace.analysis.resize import bicubic_matrix
-from attrace.analysis.scorecard import Scorecard, score_trace, stored_mask
 from attrace.analysis.sram import picture_size
 from attrace.analysis.strongest import strongest_patches
 from attrace.analysis.trace import Trace
+from attrace.analysis.trace_scores import TraceScores, score_trace, stored_mask
 from attrace.analysis.weights import area_matrix, coverage
 from attrace.schemas import Direction, InputError
 
@@ -49,7 +49,7 @@ class Contents:
     """By the names under which the page's script finds them."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Plain JSON for the page's script."""
-    scores: dict[str, Scorecard] = field(default_factory=dict)
+    scores: TraceScores = field(default_factory=TraceScores)
     mask: NDArray[np.bool_] | None = None
     """The mask over the generated picture."""
 
@@ -85,7 +85,7 @@ def gather(trace: Trace, *, groups: int | None, limit: int) -> Contents:
         levels,
         pictures | flat | stored,
         _facts(plan, kept, computed, mask if usable else None),
-        score_trace(trace, {"r2g": mask}) if usable and mask is not None else {},
+        score_trace(trace, {"r2g": mask} if usable and mask is not None else {}),
         mask if usable else None,
     )
 
@@ -230,17 +230,7 @@ def _axes(matrix: Any, old: tuple[int, int], new: tuple[int, int]) -> dict[str, 
     }
 
 
-def scores_table(scores: Mapping[str, Scorecard]) -> list[list[str]]:
-    """The numbers of `attrace score`, with a header; nothing where there are none."""
-    if not scores:
-        return []
-    rows = [["map", *(name.replace("_", " ") for name in asdict(next(iter(scores.values()))))]]
-    for name, card in scores.items():
-        rows.append([name, *(_text_of(value) for value in asdict(card).values())])
-    return rows
-
-
-def _text_of(value: Any) -> str:
-    if value is None:
-        return "none"
-    return f"{value:.4g}" if isinstance(value, float) else ", ".join(map(str, value))
+def scores_table(scores: TraceScores) -> list[list[str]]:
+    """The numbers of `attrace score` as lines of text, with a header."""
+    rows = [[row.score.replace("_", " "), row.of, f"{row.value:.4g}", row.better] for row in scores.rows()]
+    return [["score", "of", "value", "better"], *rows]

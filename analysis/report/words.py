@@ -93,12 +93,8 @@ def _notes(plan: ReportPlan) -> list[str]:
 
 
 def _scores_note(contents: Contents) -> str:
-    if contents.scores:
-        return (
-            "As attrace score prints them, of the unified map and the mask in the trace. docs/scores.md says what each "
-            "number is, and when it misleads."
-        )
-    return "The trace holds no mask that maps can be scored against."
+    masked = "" if contents.scores.cards else " The trace holds no mask that maps can be scored against."
+    return f"As attrace score gives them. docs/scores.md says what each number is, and when it misleads.{masked}"
 
 
 def _exactness(contents: Contents) -> list[str]:
