@@ -13,8 +13,8 @@ from attrace.recorder.claims import Claim, ClaimLostError, Claims, Owner
 from attrace.recorder.joblist import Job, stored_manifest
 from attrace.recorder.pipelines import call_arguments, first_picture
 from attrace.recorder.recording import Statistics, record
-from attrace.recorder.store import sync_file
 from attrace.schemas import InputError
+from attrace.schemas.durable import sync_names
 
 State = Literal["recorded", "there", "failed"]
 """What became of a job; `there`: its complete trace was there, or another process recorded it."""
@@ -168,7 +168,7 @@ def _move(claim: Claim, job: Job) -> None:
         _remove(claim.room_for_old)
     else:
         claim.room.rename(job.output)
-    sync_file(job.output.absolute().parent)
+    sync_names(job.output.absolute().parent)
 
 
 def _keep_finished_steps(claim: Claim, job: Job) -> None:
