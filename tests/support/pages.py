@@ -24,9 +24,12 @@ OTHER_LANGUAGES: Final = frozenset({"", "json", "js", "text", "bibtex", "html"})
 
 _FENCE: Final = re.compile(r"^(?P<indent> *)```(?P<language>\S*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _COMMENT: Final = re.compile(r"^ *<!-- (?P<key>not run|given): *(?P<value>.*?) *-->$")
-_NEEDS_TORCH: Final = re.compile(
-    r"\bimport torch\b|\bfrom attrace\.(recorder|demo)\b|^attrace (demo|record)\b", re.MULTILINE
-)
+_RECORDS: Final = re.compile(r"^attrace (demo|record)\b", re.MULTILINE)
+
+OPTIONAL: Final = frozenset({"tensorstore", "torch", "zarrs"})
+"""What a block may import that a reader of traces does without."""
+
+_RECORDING: Final = ("attrace.demo", "attrace.recorder")
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Block:
     code: str
     not_run: str | None = None
     """Why it cannot run, if it cannot; may be empty on a page that is wrong."""
-    given: str = "demo"
-    """The model that `pipe` is."""
+    given: str | None = None
+    """The model that the page names; the demo's where a block uses `pipe` and names none."""
 
     @property
     def place(self) -> str:
@@ -56,9 +59,21 @@ class Block:
         bound = {name.id for name in names if isinstance(name.ctx, ast.Store)}
         return {name.id for name in names} - bound
 
-    def needs_torch(self) -> bool:
-        """Whether it imports torch, or records."""
-        return self.not_run is None and (_NEEDS_TORCH.search(self.code) is not None or "pipe" in self.names_used())
+    def needs(self) -> set[str]:
+        """Packages that it needs and that a reader of traces does without."""
+        if self.not_run is not None:
+            return set()
+        records = self.given is not None or "pipe" in self.names_used() or _RECORDS.search(self.code) is not None
+        modules = self._modules() | ({"torch"} if records else set())
+        recorder = {"torch"} if any(module.startswith(_RECORDING) for module in modules) else set()
+        return recorder | (modules & OPTIONAL)
+
+    def _modules(self) -> set[str]:
+        if self.language != "python":
+            return set()
+        nodes = list(ast.walk(ast.parse(self.code)))
+        imported = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+        return imported | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -73,7 +88,5 @@ def blocks_of(page: Path) -> list[Block]:
             if found := _COMMENT.match(above.pop()):
                 comments[found["key"]] = found["value"]
         code = textwrap.dedent(fence["code"])
-        blocks.append(
-            Block(page, line, fence["language"], code, comments.get("not run"), comments.get("given", "demo"))
-        )
+        blocks.append(Block(page, line, fence["language"], code, comments.get("not run"), comments.get("given")))
     return blocks
