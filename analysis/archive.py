@@ -117,7 +117,7 @@ def unpack(packed: str | Path, target: str | Path, *, overwrite: bool = False) -
 
 def _extract(archive: zipfile.ZipFile, folder: Path, where: Path) -> None:
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    check_entries(entries, where)
+    check_entries(entries, where, where.stat().st_size)
     for entry in entries:
         path = folder / entry.filename
         path.parent.mkdir(parents=True, exist_ok=True)

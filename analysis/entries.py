@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 import zipfile
 from collections.abc import Collection
-from pathlib import Path
 
 from attrace.analysis.limits import Limits, variable
 from attrace.schemas import TraceFormatError
@@ -25,8 +24,17 @@ def checked_name(name: str, where: object) -> str:
     return name
 
 
-def check_entries(entries: Collection[zipfile.ZipInfo], where: Path) -> None:
+def check_entries(entries: Collection[zipfile.ZipInfo], where: object, packed_bytes: int) -> None:
     """Refuse a table of contents that no packed trace has.
+
+    Parameters
+    ----------
+    entries
+        Its entries, folders left out.
+    where
+        Name of the packed trace, for messages.
+    packed_bytes
+        Its size.
 
     Raises
     ------
@@ -51,15 +59,11 @@ def check_entries(entries: Collection[zipfile.ZipInfo], where: Path) -> None:
             raise TraceFormatError(
                 f"{where} has a link named {entry.filename!r}, where a trace has files: do not use it"
             )
-        limit = limits.metadata_bytes if entry.filename.endswith("zarr.json") else limits.chunk_bytes
-        if entry.file_size > limit:
-            raise TraceFormatError(
-                f"{where}: the entry {entry.filename!r} has {entry.file_size} bytes, the limit is {limit}"
-            )
+        limits.check_file(entry.filename, max(entry.file_size, entry.compress_size), f"{where}: {entry.filename!r}")
         if entry.flag_bits & 1:
             raise TraceFormatError(f"{where} is encrypted: a packed trace is not")
     size = sum(entry.file_size for entry in entries)
-    if size > limits.expansion * where.stat().st_size:
+    if size > limits.expansion * packed_bytes:
         raise TraceFormatError(
             f"{where} would unpack to {size} bytes, over {limits.expansion} times its size: do not use it"
         )

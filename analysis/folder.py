@@ -10,7 +10,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
-from attrace.analysis.limits import Limits, variable
+from attrace.analysis.limits import Limits
 from attrace.schemas import TraceFormatError
 
 
@@ -89,10 +89,4 @@ class TraceFolder(LocalStore):
         path = self.root / key
         if not stat.S_ISREG(found.st_mode):
             raise TraceFormatError(f"{path} is not a file: do not use this trace")
-        limits = Limits.from_environment()
-        kind = "metadata_bytes" if path.name == "zarr.json" else "chunk_bytes"
-        limit = getattr(limits, kind)
-        if found.st_size > limit:
-            raise TraceFormatError(
-                f"{path} has {found.st_size} bytes, the limit is {limit}: if you trust it, raise {variable(kind)}"
-            )
+        Limits.from_environment().check_file(key, found.st_size, path)

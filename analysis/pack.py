@@ -23,6 +23,7 @@ from zarr.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from attrace.analysis.archive import ZipWriter, zip_writer
+from attrace.analysis.bounded_codecs import bounded
 from attrace.analysis.derived import open_derived
 from attrace.analysis.store import StoredArray, StoredTrace, open_store
 from attrace.analysis.trace import Layers, Numbers, Trace, match_layers, trace_of
@@ -334,7 +335,9 @@ def _arrays(stored: StoredTrace, cut: _Cut, codecs: tuple[dict[str, Any], ...] |
     found = {path: member for path, member in _members(stored, cut) if isinstance(member, zarr.Array)}
     for path in sorted(found, key=lambda path: (path in _READ_FIRST, path)):
         group = _group_of(stored.manifest, path)
-        copy = _Copy(path, StoredArray(stored.path, path, found[path]), _places(found[path], cut, group), codecs)
+        copy = _Copy(
+            path, StoredArray(stored.path, path, bounded(found[path])), _places(found[path], cut, group), codecs
+        )
         name = path.rpartition("/")[2]
         if group is not None and name in ("key", KEY_STEP) and cut.steps != cut.finished:
             new_steps, chunk_from = _moved_keys(stored, group, cut)

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
+from attrace.analysis.entries import check_entries
 from attrace.schemas import TraceFormatError
 
 TAIL_BYTES: Final = 2**17
@@ -127,6 +128,7 @@ class RemoteZipStore(Store):
                 contents_at = archive.start_dir
         except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
             raise TraceFormatError(f"{remote.url} is not a packed trace: expected a .zip file ({error})") from error
+        check_entries(entries, remote.url, remote.size)
         self._entries = {entry.filename: entry for entry in entries}
         starts = sorted(entry.header_offset for entry in entries)
         self._ends = dict(zip(starts, [*starts[1:], contents_at], strict=True))

@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 import zarr.codecs
 
+from attrace.analysis.bounded_codecs import bounded, foreign_codecs
 from attrace.analysis.findings import Finding, problem
 from attrace.analysis.limits import Limits
 from attrace.analysis.store import StoredTrace
@@ -80,7 +81,7 @@ def sound_arrays(
         found = list(differences(stored, spec))
         findings += [problem(path, message) for message in found]
         if not found:
-            arrays[path] = SoundArray(path, spec, stored)
+            arrays[path] = SoundArray(path, spec, bounded(stored))
     return arrays
 
 
@@ -159,6 +160,9 @@ def differences(stored: zarr.Array[Any], spec: ArraySpec) -> Iterator[str]:
         yield f"expected fill value {spec.fill}, found {stored.fill_value}"
     if not any(isinstance(codec, zarr.codecs.Crc32cCodec) for codec in stored.metadata.codecs):  # type: ignore[union-attr]
         yield "expected a crc32c checksum on every chunk, found none"
+    foreign = foreign_codecs(stored)
+    if foreign:
+        yield f"expected core codecs, found {', '.join(foreign)}"
 
 
 def _text(value: Any) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from attrace.analysis.bounded_codecs import bounded
 from attrace.analysis.content import ContentDigest, blocks, covered_arrays
 from attrace.analysis.findings import Finding, problem
 from attrace.analysis.limits import Limits
@@ -131,7 +132,7 @@ def finished_steps(root: zarr.Group, findings: list[Finding]) -> tuple[int, ...]
     findings += [problem(STEP_DONE, message) for message in problems]
     if stored is None or problems:
         return ()
-    marker = SoundArray(STEP_DONE, spec, stored)
+    marker = SoundArray(STEP_DONE, spec, bounded(stored))
     chunks = {index: _read_chunk((marker, index))[0] for index in marker.indices(tuple(range(length)))}
     findings += chunk_findings({STEP_DONE: marker}, {STEP_DONE: chunks})
     return tuple(np.flatnonzero(assembled(marker, chunks) == 1).tolist())

@@ -15,11 +15,12 @@ from typing import Any, Final
 
 import numpy as np
 import zarr
-import zarr.codecs
 import zarr.storage
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
+from attrace.analysis.bounded_codecs import bounded, foreign_codecs
+from attrace.analysis.bounded_stores import BoundedFsspecStore, BoundedObjectStore
 from attrace.analysis.entries import check_entries
 from attrace.analysis.folder import TraceFolder
 from attrace.analysis.limits import Limits, variable
@@ -41,20 +42,6 @@ from attrace.schemas.layout import DERIVED, MANIFEST_ATTRIBUTE, STEP_DONE, chunk
 OBSTORE_SCHEMES: Final = ("s3", "gs", "gcs", "az", "abfs", "http", "https")
 """Addresses that obstore reads, when it is installed; every other one is left to fsspec."""
 
-
-_CODECS: Final = frozenset(
-    {
-        zarr.codecs.BytesCodec,
-        zarr.codecs.TransposeCodec,
-        zarr.codecs.ShardingCodec,
-        zarr.codecs.BloscCodec,
-        zarr.codecs.GzipCodec,
-        zarr.codecs.ZstdCodec,
-        zarr.codecs.Crc32cCodec,
-    }
-)
-"""What a chunk may be encoded with: the codecs of the Zarr specification, none of which runs code."""
-
 _RETRIES: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 """How long a server that does not answer is asked again; obstore's own default is minutes."""
 
@@ -71,7 +58,9 @@ class StoredTrace:
     @cached_property
     def finished_places(self) -> tuple[int, ...]:
         """Places of the finished steps along `time`: those that the marker names."""
-        return tuple(np.flatnonzero(self.array(STEP_DONE)[:] == 1).tolist())
+        finished = tuple(np.flatnonzero(self.array(STEP_DONE)[:] == 1).tolist())
+        self.limits.check_cells(len(finished), sum(len(one.sites) for one in self.manifest.classes), self.path)
+        return finished
 
     @cached_property
     def limits(self) -> Limits:
@@ -96,7 +85,7 @@ class StoredTrace:
         problem = next(self._problems(name, array), None)
         if problem is not None:
             raise TraceFormatError(f"trace {self.path}: array {name!r}: {problem} (attrace verify lists what is wrong)")
-        return StoredArray(self.path, name, array)
+        return StoredArray(self.path, name, bounded(array))
 
     def required_paths(self) -> list[str]:
         """Paths of every array that the manifest requires; the cache of marginals is none of them."""
@@ -149,9 +138,9 @@ class StoredTrace:
             return
         if array.dtype.name != spec.dtype:
             yield f"expected data type {spec.dtype}, found {array.dtype.name}"
-        codecs = {type(codec) for codec in array.metadata.codecs}  # type: ignore[union-attr]
-        if not codecs <= _CODECS:
-            yield f"expected core codecs, found {', '.join(sorted(one.__name__ for one in codecs - _CODECS))}"
+        foreign = foreign_codecs(array)
+        if foreign:
+            yield f"expected core codecs, found {', '.join(foreign)}"
         yield from self._shape_problems(name, array, spec)
 
     def _shape_problems(self, name: str, array: zarr.Array[Any], spec: ArraySpec) -> Iterator[str]:
@@ -342,7 +331,8 @@ def _zip_store(path: Path) -> Store:
         raise TraceFormatError(f"{path} is not an attrace trace: expected a folder or a .zip file, found another file")
     try:
         with format_errors(f"{path} is not a packed trace"), zipfile.ZipFile(path) as archive:
-            check_entries([entry for entry in archive.infolist() if not entry.is_dir()], path)
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            check_entries(entries, path, path.stat().st_size)
     except OSError as error:  # of a table of contents that points before the beginning of the file
         raise TraceFormatError(f"{path} is not a packed trace, or was cut off ({error})") from error
     return zarr.storage.ZipStore(path, mode="r", read_only=True)
@@ -359,13 +349,13 @@ def _remote_store(url: str, scheme: str, storage_options: dict[str, Any]) -> Sto
             if packed:
                 folder, _, name = url.rpartition("/")
                 return _remote_zip(ObstoreObject(url, object_store(folder, storage_options), name))
-            return zarr.storage.ObjectStore(object_store(url, storage_options), read_only=True)
+            return BoundedObjectStore(object_store(url, storage_options), read_only=True)
     try:
         if packed:
             from fsspec.core import url_to_fs  # optional, as obstore is
 
             return _remote_zip(FsspecObject(url, *url_to_fs(url, **storage_options)))
-        return zarr.storage.FsspecStore.from_url(url, storage_options=storage_options, read_only=True)
+        return BoundedFsspecStore.from_url(url, storage_options=storage_options, read_only=True)
     except ImportError as error:
         wanted = "obstore or fsspec" if scheme in OBSTORE_SCHEMES else f"fsspec and its client for {scheme}://"
         raise ImportError(

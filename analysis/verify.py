@@ -83,6 +83,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
     root = unconsolidated(trace)
     findings: list[Finding] = []
     steps = finished_steps(root, findings)
+    trace.limits.check_cells(len(steps), sum(len(one.sites) for one in manifest.classes), path)
     arrays = sound_arrays(root, manifest, steps, findings) | sound_images(trace, findings)
     contents, content = read_chunks(trace, arrays, steps, progress)
     findings += chunk_findings(arrays, contents)
