@@ -36,7 +36,7 @@ _BLOSC_HEADER_BYTES: Final = 16
 def foreign_codecs(array: zarr.Array[Any]) -> list[str]:
     """Names of the codecs of an array that are none of the Zarr specification, those inside shards included."""
     codecs: Iterable[Codec] = array.metadata.codecs  # type: ignore[union-attr]
-    return sorted({type(codec).__name__ for codec in _with_inner(codecs) if type(codec) not in CORE_CODECS})
+    return sorted({type(codec).__name__ for codec in _with_inner(codecs) if not isinstance(codec, tuple(CORE_CODECS))})
 
 
 def bounded(array: zarr.Array[Any]) -> zarr.Array[Any]:

@@ -60,7 +60,7 @@ class ObstoreObject:
         """Its length in bytes."""
         import obstore  # optional: only addresses need it
 
-        with _obstore_errors(self.url):
+        with obstore_errors(self.url):
             return int(obstore.head(self.store, self.name)["size"])
 
     def read(self, start: int, end: int) -> bytes:
@@ -81,7 +81,7 @@ class ObstoreObject:
         """All of it, read once: from a server that does not answer range requests."""
         import obstore
 
-        with _obstore_errors(self.url):
+        with obstore_errors(self.url):
             return bytes(obstore.get(self.store, self.name).bytes())
 
 
@@ -284,7 +284,7 @@ def _slice(byte_range: ByteRequest | None) -> slice:
 
 
 @contextmanager
-def _obstore_errors(url: str) -> Iterator[None]:
+def obstore_errors(url: str) -> Iterator[None]:
     """Turn what obstore raises, which is no error of the system, into one."""
     from obstore.exceptions import BaseError
 
@@ -292,6 +292,20 @@ def _obstore_errors(url: str) -> Iterator[None]:
         yield
     except BaseError as error:
         raise _as_system_error(url, error) from error
+
+
+def answers_ranges(remote: ObstoreObject) -> bool:
+    """Whether the server of an object answers a request for a part of it."""
+    import obstore
+    from obstore.exceptions import BaseError
+
+    try:
+        obstore.get_range(remote.store, remote.name, start=0, end=1)
+    except BaseError as error:
+        if _says_no_ranges(error):
+            return False
+        raise _as_system_error(remote.url, error) from error
+    return True
 
 
 def _as_system_error(url: str, error: Exception) -> OSError:

@@ -8,8 +8,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from attrace.analysis.entries import checked_name
+from attrace.analysis.limits import Limits, variable
 from attrace.analysis.store import OBSTORE_SCHEMES, open_store
 from attrace.analysis.verify import verify
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError, TraceNotFoundError
@@ -100,7 +102,8 @@ def pull(
     Parameters
     ----------
     url
-        A packed trace, or a folder at an address that can be listed.
+        A packed trace, or a folder: at an address that can be listed, or on a web server, where the consolidated
+        metadata of a closed trace says which files there may be.
     target
         The file or folder to make.
     storage_options, progress
@@ -118,14 +121,14 @@ def pull(
     target = Path(target)
     if target.exists():
         raise TraceExistsError(f"{target} exists: choose another path")
-    filesystem, source = _filesystem(url, storage_options)
-    sizes = _sizes(filesystem, source, url)
+    source = _source(url, storage_options)
+    sizes = _checked(source.sizes(), url)
     partial = target.with_name(f".{target.name}.partial{target.suffix}")
     sent = size = 0
     for number, (name, length) in enumerate(sizes.items(), start=1):
-        local, remote = (partial / name, f"{source}/{name}") if name else (partial, source)
+        local = partial / name if name else partial
         if not local.is_file() or local.stat().st_size != length:
-            _fetch(filesystem, remote, local, length)
+            _fetch(source, name, local, length)
             sent, size = sent + 1, size + length
         if progress is not None:
             progress(number, len(sizes))
@@ -175,34 +178,86 @@ def _send(filesystem: Any, remote: str, local: Path) -> None:
         raise OSError(f"{remote}: what arrived is not what was sent; push again")
 
 
-def _sizes(filesystem: Any, source: str, url: str) -> dict[str, int]:
-    """Length of every file of a trace at an address, by name below it; of a packed one under the empty name."""
-    try:
-        if url.endswith(".zip"):
-            return {"": int(filesystem.info(source)["size"])}
-        found = filesystem.find(source, detail=True)
-    except FileNotFoundError as error:
-        raise TraceNotFoundError(f"no trace at {url}: there is nothing; check the address") from error
-    sizes = {}
-    for path, described in found.items():
-        name = str(path).removeprefix(source).strip("/")
-        if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name:
-            raise TraceFormatError(f"{url} has a file named {name!r}, which is no path inside a trace: do not use it")
-        sizes[name] = int(described["size"])
+class _Source(Protocol):
+    """Where a trace is pulled from."""
+
+    def sizes(self) -> dict[str, int]:
+        """Length of every file by its name below the address; of a packed trace under the empty name."""
+
+    def blocks(self, name: str, begin: int) -> Iterator[bytes]:
+        """The bytes of a file from a place on."""
+
+    def can_go_on(self, name: str) -> bool:
+        """Whether a part of a file can be asked for."""
+
+
+@dataclass(frozen=True)
+class _FsspecFiles:
+    """A packed trace, or the files of a folder, that a file system of fsspec lists."""
+
+    url: str
+    filesystem: Any
+    path: str
+
+    def sizes(self) -> dict[str, int]:
+        try:
+            if self.url.endswith(".zip"):
+                return {"": int(self.filesystem.info(self.path)["size"])}
+            found = self.filesystem.find(self.path, detail=True)
+        except FileNotFoundError as error:
+            raise TraceNotFoundError(f"no trace at {self.url}: there is nothing; check the address") from error
+        return {str(path).removeprefix(self.path).strip("/"): int(one["size"]) for path, one in found.items()}
+
+    def blocks(self, name: str, begin: int) -> Iterator[bytes]:
+        path = self._path(name)
+        return _remote_blocks(self.filesystem, path, int(self.filesystem.info(path)["size"]), begin)
+
+    def can_go_on(self, name: str) -> bool:  # noqa: ARG002
+        return True
+
+    def _path(self, name: str) -> str:
+        return f"{self.path}/{name}" if name else self.path
+
+
+def _source(url: str, storage_options: Mapping[str, Any] | None) -> _Source:
+    if url.startswith(("http://", "https://")):
+        from attrace.analysis.web_files import WebFiles  # needs obstore
+
+        return WebFiles(url.rstrip("/"), storage_options or {}, BLOCK_BYTES)
+    return _FsspecFiles(url, *_filesystem(url, storage_options))
+
+
+def _checked(sizes: dict[str, int], url: str) -> dict[str, int]:
+    """The lengths of a trace's files, if a trace may have such files."""
+    if url.endswith(".zip"):
+        return sizes
+    limits = Limits.from_environment()
+    if len(sizes) > limits.entries:
+        raise TraceFormatError(
+            f"{url} has {len(sizes)} files, the limit is {limits.entries}: if you trust it, raise {variable('entries')}"
+        )
+    for name, size in sizes.items():
+        limits.check_file(checked_name(name, url), size, f"{url}/{name}")
     if _ROOT not in sizes:
         raise TraceNotFoundError(f"no trace at {url}: expected a file {_ROOT} there, found none; check the address")
     return sizes
 
 
-def _fetch(filesystem: Any, remote: str, local: Path, length: int) -> None:
-    """Fetch a file; of a large one that was cut off, what is missing."""
+def _fetch(source: _Source, name: str, local: Path, length: int) -> None:
+    """Fetch a file; of one that was cut off, what is missing."""
     local.parent.mkdir(parents=True, exist_ok=True)
     begun = local.stat().st_size if local.is_file() and local.stat().st_size < length else 0
+    if begun and not source.can_go_on(name):
+        begun = 0
     with local.open("ab" if begun else "wb") as file:
-        for block in _remote_blocks(filesystem, remote, length, begun):
+        for block in source.blocks(name, begun):
             file.write(block)
+            if file.tell() > length:
+                break
         file.flush()
         os.fsync(file.fileno())
+    if local.stat().st_size != length:
+        raise OSError(f"{name or local.name}: expected {length} bytes, {local.stat().st_size} came; pull again")
 
 
 def _remote_blocks(filesystem: Any, remote: str, length: int, begin: int = 0) -> Iterator[bytes]:

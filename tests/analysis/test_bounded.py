@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
-import numcodecs
+import numcodecs  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import zarr

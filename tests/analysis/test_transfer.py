@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from support.server import serving
 from support.traces import make_trace
 
 from attrace.analysis import open_trace, pack
@@ -112,6 +114,79 @@ def test_damage_is_found_and_not_kept(trace: Path, tmp_path: Path, memory: Any) 
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(TraceNotFoundError):
         pull("memory://nothing/run.zarr", tmp_path / "run.zarr")
+
+
+class TestFromAWebServer:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """What is served: a folder with gaps among its files, and a packed trace."""
+        pytest.importorskip("obstore")
+        folder = tmp_path / "served"
+        made = make_trace(folder / "run.zarr", images={"generated": np.zeros((8, 8, 3), np.uint8)})
+        pack(made.path, folder / "run.zip")
+        return folder
+
+    def test_a_packed_trace_and_a_folder(self, folder: Path, tmp_path: Path) -> None:
+        with serving(folder) as served:
+            pull(f"{served.address}/run.zip", tmp_path / "run.zip")
+            done = pull(f"{served.address}/run.zarr", tmp_path / "run.zarr")
+        assert (tmp_path / "run.zip").read_bytes() == (folder / "run.zip").read_bytes()
+        assert _files(tmp_path / "run.zarr") == _files(folder / "run.zarr")
+        assert done.files == done.sent == len(_files(folder / "run.zarr"))
+
+    @pytest.mark.parametrize("ranges", [True, False])
+    def test_a_packed_trace_goes_on_where_it_was_cut_off(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
+    ) -> None:
+        monkeypatch.setattr("attrace.analysis.transfer.BLOCK_BYTES", 1000)
+        size = (folder / "run.zip").stat().st_size
+        with serving(folder, ranges=ranges) as served:
+            served.last = size - 4000
+            with pytest.raises(OSError, match=r"run\.zip"):
+                pull(f"{served.address}/run.zip", tmp_path / "run.zip")
+            assert not (tmp_path / "run.zip").exists()
+            (begun,) = tmp_path.glob(".run.zip.partial*")
+            there = begun.stat().st_size
+            assert size - 10_000 < there < size
+            served.last, served.sent = None, 0
+            pull(f"{served.address}/run.zip", tmp_path / "run.zip")
+            assert (served.sent < size) == ranges
+        assert (tmp_path / "run.zip").read_bytes() == (folder / "run.zip").read_bytes()
+
+    def test_a_folder_goes_on_where_it_was_cut_off(self, folder: Path, tmp_path: Path) -> None:
+        files = _files(folder / "run.zarr")
+        with serving(folder) as served:
+            served.last = len(files["zarr.json"]) + sum(map(len, files.values())) - 3000  # the root is read twice
+            with pytest.raises(OSError, match="http"):
+                pull(f"{served.address}/run.zarr", tmp_path / "run.zarr")
+            served.last, served.requests[:] = None, []
+            done = pull(f"{served.address}/run.zarr", tmp_path / "run.zarr")
+            asked = [request for request in served.requests if request.startswith("GET")]
+        assert 0 < done.sent < len(files) == done.files
+        assert len(asked) < len(files)
+        assert _files(tmp_path / "run.zarr") == files
+        assert verify(tmp_path / "run.zarr").sound
+
+    def test_what_is_damaged_there_is_not_kept(self, folder: Path, tmp_path: Path) -> None:
+        chunk = folder / "run.zarr/reference/64x16h2d8/query/c/1/0/0/0/0"
+        chunk.write_bytes(bytes(chunk.stat().st_size))
+        with serving(folder) as served, pytest.raises(TraceFormatError, match="query/c/1/0/0/0/0"):
+            pull(f"{served.address}/run.zarr", tmp_path / "run.zarr")
+        assert [path.name for path in tmp_path.iterdir()] == ["served"]
+
+    def test_nothing_there_or_no_list_of_it(self, folder: Path, tmp_path: Path) -> None:
+        make_trace(folder / "open.zarr", status=None)
+        with serving(folder) as served:
+            for name in ("none.zip", "none.zarr"):
+                with pytest.raises(TraceNotFoundError, match="none"):
+                    pull(f"{served.address}/{name}", tmp_path / name)
+            with pytest.raises(TraceFormatError, match="no consolidated metadata"):
+                pull(f"{served.address}/open.zarr", tmp_path / "open.zarr")
+
+    def test_more_files_than_the_limit(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ATTRACE_MAX_ENTRIES", "20")
+        with serving(folder) as served, pytest.raises(TraceFormatError, match="over 20 files"):
+            pull(f"{served.address}/run.zarr", tmp_path / "run.zarr")
 
 
 def test_a_dataset_repository(trace: Path, tmp_path: Path, memory: Any) -> None:

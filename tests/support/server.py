@@ -19,6 +19,8 @@ class Served:
     requests: list[str] = field(default_factory=list)
     sent: int = 0
     """Bytes of all answers, without their headers."""
+    last: int | None = None
+    """Bytes after which it breaks off, in the middle of an answer, and then refuses everything."""
 
 
 @contextmanager
@@ -38,6 +40,9 @@ def serving(folder: Path, *, ranges: bool = True) -> Iterator[Served]:
         def _answer(self, *, with_body: bool) -> None:
             served.requests.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
             path = folder / self.path.lstrip("/")
+            if served.last is not None and served.sent >= served.last:
+                self.send_error(403)
+                return
             if not path.is_file():
                 self.send_error(404)
                 return
@@ -53,6 +58,8 @@ def serving(folder: Path, *, ranges: bool = True) -> Iterator[Served]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if with_body:
+                if served.last is not None:
+                    content = content[: served.last - served.sent]
                 served.sent += len(content)
                 with suppress(ConnectionError):  # of a client that wanted a part only
                     self.wfile.write(content)
