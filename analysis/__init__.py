@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from attrace.analysis.measures import Box, bounding_box, imacs, iou
     from attrace.analysis.pack import pack
     from attrace.analysis.precompute import precompute
+    from attrace.analysis.published import as_published
     from attrace.analysis.repair import repair
     from attrace.analysis.report.write import write_report
+    from attrace.analysis.resampler import resampler_shares
     from attrace.analysis.sram import sram
     from attrace.analysis.statistics import (
         agreement,
@@ -57,8 +59,10 @@ _HOMES = {
     ),
     "pack": ("pack",),
     "precompute": ("precompute",),
+    "published": ("as_published",),
     "repair": ("repair",),
     "report.write": ("write_report",),
+    "resampler": ("resampler_shares",),
     "sram": ("sram",),
     "statistics": (
         "agreement",
@@ -110,6 +114,7 @@ __all__ = [
     "Trace",
     "Traces",
     "agreement",
+    "as_published",
     "bounding_box",
     "content_id",
     "correspondence",
@@ -130,6 +135,7 @@ __all__ = [
     "precompute",
     "psnr",
     "repair",
+    "resampler_shares",
     "sram",
     "ssim",
     "tlam",

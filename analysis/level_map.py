@@ -1,8 +1,9 @@
-"""From marginals to the map of a level: the mean over steps, on one grid, averaged over layers and heads."""
+"""From marginals to the map of a level: over the steps, on one grid, averaged over layers and heads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from attrace.analysis.marginals import marginal_arrays
 from attrace.analysis.plans import GridPlan, Size
+from attrace.analysis.resampler import laid_on_patches
 from attrace.analysis.resize import resize
 from attrace.analysis.trace import Trace
 from attrace.schemas import Level
@@ -50,6 +52,8 @@ def level_map(
 def _class_maps(trace: Trace, plan: GridPlan, size: Size, spans: Sequence[slice]) -> xr.DataArray:
     """Maps of every layer and head of a class: (time_group, layer, head, row, column); NaN where nothing was called."""
     passed = marginal_arrays(trace, plan.marginals)[plan.quantity]
+    if plan.shares is not None:
+        passed, plan = laid_on_patches(passed, plan.shares), replace(plan, shares=None)
     grouped = da.concatenate([_maps_of_span(passed[span], plan, size) for span in spans])
     selected = plan.marginals.selected
     coordinates = {
@@ -63,12 +67,12 @@ def _class_maps(trace: Trace, plan: GridPlan, size: Size, spans: Sequence[slice]
 
 
 def _maps_of_span(passed: da.Array, plan: GridPlan, size: Size) -> da.Array:
-    """Mean over the steps, as maps: (time, layer, head, query or key) to (1, layer, head, row, column)."""
+    """Mean or sum over the steps, as maps: (time, layer, head, query or key) to (1, layer, head, row, column)."""
     blocks, layers, heads, tokens = passed.chunks
     made: dict[str, Any] = {"dtype": passed.dtype, "meta": np.empty((0,) * 5, passed.dtype)}
     in_blocks = ((1,) * len(blocks), layers, heads, tokens, (2,))
     sums = da.map_blocks(_sum_and_count, passed, chunks=in_blocks, new_axis=4, **made).rechunk({0: -1})
-    finish = partial(_mean_on_grid, plan=plan, size=size)
+    finish = partial(_on_grid, plan=plan, size=size)
     maps: da.Array = da.map_blocks(finish, sums, chunks=((1,), layers, heads, (size[0],), (size[1],)), **made)
     return maps
 
@@ -83,11 +87,11 @@ def _sum_and_count(passed: NDArray[Any]) -> NDArray[Any]:
     return np.stack([totals, called.sum(axis=0, dtype=passed.dtype)], axis=-1)[None]
 
 
-def _mean_on_grid(sums: NDArray[Any], plan: GridPlan, size: Size) -> NDArray[Any]:
-    """Mean over all steps, laid on the grid, resized and clamped: (1, layer, head, row, column)."""
+def _on_grid(sums: NDArray[Any], plan: GridPlan, size: Size) -> NDArray[Any]:
+    """Mean or sum over all steps, laid on the grid, resized and clamped: (1, layer, head, row, column)."""
     total, count = np.moveaxis(sums.sum(axis=0)[:, :, plan.places], -1, 0)
     with np.errstate(invalid="ignore"):
-        mean = total / count * plan.shown.astype(total.dtype)
-    on_grid = resize(mean.reshape(*mean.shape[:2], *plan.grid), size)
+        over_steps = (np.where(count > 0, total, np.nan) if plan.total else total / count) * plan.shown
+    on_grid = resize(over_steps.astype(total.dtype).reshape(*total.shape[:2], *plan.grid), size)
     maps: NDArray[Any] = np.maximum(on_grid, 0)[None]
     return maps

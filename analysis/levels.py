@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from attrace.analysis.maps import hlam, llam, tlam, ulam
-from attrace.analysis.plans import Size, grid_plans
+from attrace.analysis.maps import MapOptions, hlam, llam, planned, tlam, ulam
+from attrace.analysis.plans import Size
+from attrace.analysis.published import Compat
+from attrace.analysis.resampler import Resampler
 from attrace.schemas import Direction, InputError, Level
 from attrace.schemas.words import DIRECTIONS, LEVELS
 
@@ -19,7 +21,7 @@ MAKERS: Final[Mapping[Level, Callable[..., xr.DataArray]]] = {"ulam": ulam, "tla
 """What makes the map of each level."""
 
 
-def mappable_directions(trace: Trace) -> tuple[Direction, ...]:
+def mappable_directions(trace: Trace, *, compat: Compat = None, resampler: Resampler = None) -> tuple[Direction, ...]:
     """The directions that have a map; a reference that is one vector has no map over it.
 
     Raises
@@ -31,7 +33,7 @@ def mappable_directions(trace: Trace) -> tuple[Direction, ...]:
     reasons = []
     for direction in DIRECTIONS:
         try:
-            grid_plans(trace, direction, None, None)
+            planned(trace, "ulam", direction, _options_of(direction, compat, resampler))
         except InputError as error:
             reasons.append(str(error))
         else:
@@ -49,6 +51,8 @@ def level_maps(
     groups: int | None = None,
     size: Size | None = None,
     density: bool = False,
+    compat: Compat = None,
+    resampler: Resampler = None,
 ) -> dict[str, xr.DataArray]:
     """Maps by name, such as `ulam_r2g`, lazily.
 
@@ -62,8 +66,10 @@ def level_maps(
         Those that have a map by default.
     groups
         Groups of steps of the time-level maps.
-    size, density
+    size, density, compat
         As for `ulam`.
+    resampler
+        As for `ulam`, of the `g2r` maps.
 
     Raises
     ------
@@ -71,13 +77,21 @@ def level_maps(
         If a direction has no map.
     """
     chosen = tuple(levels)
-    shared: dict[str, Any] = {"size": size, "density": density}
+    shared: dict[str, Any] = {"size": size, "density": density, "compat": compat}
     maps = {}
-    for direction in mappable_directions(trace) if directions is None else directions:
+    if directions is None:
+        directions = mappable_directions(trace, compat=compat, resampler=resampler)
+    for direction in directions:
         for level in chosen:
             options = shared | ({"groups": groups} if level == "tlam" else {})
+            options |= {"resampler": resampler} if direction == "g2r" else {}
             maps[f"{level}_{direction}"] = MAKERS[level](trace, direction=direction, **options)
     return maps
+
+
+def _options_of(direction: Direction, compat: Compat, resampler: Resampler) -> MapOptions:
+    """A resampler lays maps over the reference alone."""
+    return MapOptions(compat=compat, resampler=resampler if direction == "g2r" else None)
 
 
 def compute_together(maps: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:

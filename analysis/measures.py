@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from attrace.analysis.published import Compat, as_published
 from attrace.analysis.weights import as_mask, coverage
 from attrace.schemas import InputError
-
-I2AM_THRESHOLD: Final = 0.4
-"""The published I2AM code sets scaled values up to this to 0."""
 
 GRID_DIMS: Final = ("row", "column")
 
 
-def imacs(
-    attribution: xr.DataArray, mask: ArrayLike, *, penalty: float = 3.0, compat: Literal["i2am"] | None = None
-) -> xr.DataArray:
+def imacs(attribution: xr.DataArray, mask: ArrayLike, *, penalty: float = 3.0, compat: Compat = None) -> xr.DataArray:
     """Inpainting mask attention consistency score: how well a map keeps to a mask.
 
     Parameters
@@ -32,9 +28,9 @@ def imacs(
     penalty
         How much the mean outside weighs.
     compat
-        `i2am`: as the published code does it, for comparing with its numbers. The scaled map is turned round for
-        `r2g` (1 - map), values up to 0.4 become 0, and a `g2r` map is multiplied by the mask first, so that nothing
-        is left outside. The direction is taken from the attributes of the map.
+        `i2am`: as the published code does it, for comparing with its numbers: the values of `as_published`, at the
+        resolution of the mask. For a perfect `r2g` map that is -3, for a random `g2r` map near +0.42. The direction is
+        taken from the attributes of the map.
 
     Returns
     -------
@@ -50,18 +46,21 @@ def imacs(
 
     Notes
     -----
-    I2AM (arXiv 2407.12331). The published code scores a perfect R2G map -3, and a random G2R map +0.42.
+    I2AM (arXiv 2407.12331).
     """
     _require_grid(attribution)
-    covered = coverage(as_mask(mask, "mask"), (attribution.sizes["row"], attribution.sizes["column"]))
-    inside = xr.DataArray(covered, dims=GRID_DIMS)
-    if covered.min() > 1 - 1e-9:
-        raise InputError("mask: it covers the whole map, so nothing is outside to compare with")
     if compat not in (None, "i2am"):
         raise InputError(f"compat: expected None or 'i2am', found {compat!r}")
-    scaled = _scaled(attribution)
+    values = as_mask(mask, "mask")
     if compat == "i2am":
-        scaled = _as_published(scaled, inside, attribution.attrs.get("direction"))
+        covered = values
+        scaled = as_published(attribution, size=(values.shape[0], values.shape[1]), mask=values)
+    else:
+        covered = coverage(values, (attribution.sizes["row"], attribution.sizes["column"]))
+        scaled = _scaled(attribution)
+    if covered.min() > 1 - 1e-9:
+        raise InputError("mask: it covers the whole map, so nothing is outside to compare with")
+    inside = xr.DataArray(covered, dims=GRID_DIMS)
     score = _weighted_mean(scaled, inside) - penalty * _weighted_mean(scaled, 1 - inside)
     return score.rename("imacs").assign_attrs(
         long_name="inpainting mask attention consistency score", units="1", penalty=penalty, compat=compat or "none"
@@ -145,18 +144,6 @@ def _scaled(attribution: xr.DataArray) -> xr.DataArray:
     low = attribution.min(GRID_DIMS, skipna=False)
     spread = attribution.max(GRID_DIMS, skipna=False) - low
     return (attribution - low) / spread.where(spread > 0)
-
-
-def _as_published(scaled: xr.DataArray, inside: xr.DataArray, direction: Any) -> xr.DataArray:
-    if direction not in ("r2g", "g2r"):
-        raise InputError(
-            f"compat='i2am' needs the direction of the map: its attribute 'direction' is {direction!r}, expected r2g "
-            "or g2r"
-        )
-    if direction == "r2g":
-        scaled = 1 - scaled
-    thresholded = scaled.where((scaled > I2AM_THRESHOLD) | scaled.isnull(), 0)
-    return thresholded * inside if direction == "g2r" else thresholded
 
 
 def _weighted_mean(values: xr.DataArray, weights: xr.DataArray) -> xr.DataArray:

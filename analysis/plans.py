@@ -5,10 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import xarray as xr
 
 from attrace.analysis.marginals import MarginalPlan, Quantity
+from attrace.analysis.resampler import Resampler, adapters_of, has_resampler, is_resampler, resampler_shares
 from attrace.analysis.trace import SelectedClass, Trace
-from attrace.analysis.weights import Keys, Queries, Weights, key_weights, picture_segment, query_weights
+from attrace.analysis.weights import (
+    Keys,
+    Queries,
+    Weights,
+    as_mask,
+    coverage,
+    key_weights,
+    picture_segment,
+    query_weights,
+)
 from attrace.schemas import Direction, InputError, SiteClass
 
 Size = tuple[int, int]
@@ -27,10 +38,20 @@ class GridPlan:
     grid: Size
     shown: Weights
     """What each cell of the grid is multiplied by in the map: (cell), 0 where it is not shown."""
+    total: bool = False
+    """Whether to take the sum over the steps in place of the mean."""
+    shares: xr.DataArray | None = None
+    """How the keys, where they are tokens of a resampler, are laid on the cells: (time, token, row, column)."""
 
 
 def grid_plans(
-    trace: Trace, direction: Direction, queries: Queries, keys: Keys, *, density: bool = False
+    trace: Trace,
+    direction: Direction,
+    queries: Queries,
+    keys: Keys,
+    *,
+    density: bool = False,
+    resampler: Resampler = None,
 ) -> list[GridPlan]:
     """What is to be computed for the maps of a direction: one plan for each selected class that has a grid for it.
 
@@ -41,10 +62,16 @@ def grid_plans(
     """
     if trace.steps == 0 or not trace.classes:
         raise InputError(f"trace {trace.path} has no finished step yet: there is nothing to map")
-    gridded = [(one, place) for one in trace.classes if (place := _grid_of(one.site_class, direction)) is not None]
-    if not gridded:
+    if resampler is not None:
+        plans = _resampled_plans(trace, direction, queries, keys, density, resampler)
+    else:
+        plans = [
+            _grid_plan(trace, one, *place, direction, queries, keys, density)
+            for one in _of_picture(trace)
+            if (place := _grid_of(one.site_class, direction)) is not None
+        ]
+    if not plans:
         raise InputError(_no_grid(trace, direction))
-    plans = [_grid_plan(trace, one, places, grid, direction, queries, keys, density) for one, (places, grid) in gridded]
     usable = [plan for plan in plans if plan.shown.any() and plan.marginals.of_keys().any()]
     if not usable:
         raise InputError(f"trace {trace.path}: no selected layer with a grid for {direction} has the keys {keys!r}")
@@ -73,6 +100,12 @@ def checked_size(size: Size) -> Size:
     if rows < 1 or columns < 1:
         raise InputError(f"size: expected (rows, columns), both at least 1, found {size!r}")
     return rows, columns
+
+
+def _of_picture(trace: Trace) -> list[SelectedClass]:
+    """The selected classes without those of a resampler, whose queries are tokens, unless there are no others."""
+    own = [one for one in trace.classes if not is_resampler(one.site_class)]
+    return own or list(trace.classes)
 
 
 def _grid_of(site_class: SiteClass, direction: Direction) -> tuple[slice, Size] | None:
@@ -109,6 +142,30 @@ def _grid_plan(
     return GridPlan(marginals, direction, places, grid, shown * tokens if density else shown)
 
 
+def _resampled_plans(
+    trace: Trace, direction: Direction, queries: Queries, keys: Keys, density: bool, resampler: Resampler
+) -> list[GridPlan]:
+    """Plans of the layers that attend to tokens of a resampler, laid on its patches; none where there are none."""
+    if direction != "g2r":
+        raise InputError("resampler: it lays maps on the patches of the reference; use direction='g2r'")
+    plans = []
+    for selected in trace.classes:
+        for adapter, layers in adapters_of(selected).items():
+            if resampler is None or not has_resampler(trace, adapter):
+                continue
+            shares = resampler_shares(trace, resampler, adapter=adapter)
+            grid = (shares.sizes["row"], shares.sizes["column"])
+            shown = np.ones(grid[0] * grid[1]) if keys is None else coverage(as_mask(keys, "keys"), grid).ravel()
+            if queries is None:
+                marginals = MarginalPlan(layers, trace.step_places)
+            else:
+                of_queries = query_weights(selected.site_class, queries)
+                marginals = MarginalPlan(layers, trace.step_places, of_queries, quantities=("g2r",))
+            shown = shown * shares.attrs["keys"] if density else shown
+            plans.append(GridPlan(marginals, "g2r", slice(0, shown.size), grid, shown, shares=shares))
+    return plans
+
+
 def _no_grid(trace: Trace, direction: Direction) -> str:
     if direction == "r2g":
         return (
@@ -120,6 +177,11 @@ def _no_grid(trace: Trace, direction: Direction) -> str:
         return (
             f"trace {trace.path}: the selected layers have one key (the reference as one vector), so the softmax over "
             "keys is 1 everywhere and says nothing of where in the reference; use direction='r2g'"
+        )
+    if any(is_resampler(one) for one in trace.manifest.classes):
+        return (
+            f"trace {trace.path}: the keys of the selected layers are tokens that a resampler made of the reference; "
+            "resampler='last' (--resampler last) lays them on its patches"
         )
     return (
         f"trace {trace.path}: the keys of the selected layers (context {trace.context!r}) lie on no grid, so there is "

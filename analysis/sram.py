@@ -8,8 +8,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from attrace.analysis.maps import attribution_map
+from attrace.analysis.maps import MapOptions, attribution_map, planned
 from attrace.analysis.plans import Size, finest_grid
+from attrace.analysis.published import Compat, sampled
+from attrace.analysis.resampler import Resampler
 from attrace.analysis.time_groups import time_group_coordinates, time_groups
 from attrace.analysis.trace import Layers, Trace
 from attrace.analysis.weights import as_mask
@@ -32,6 +34,8 @@ def sram(
     groups: int | None = None,
     group_size: int | None = None,
     density: bool = False,
+    compat: Compat = None,
+    resampler: Resampler = None,
 ) -> xr.DataArray:
     """Attribution map of chosen patches (I2AM's specific reference attribution map).
 
@@ -51,10 +55,13 @@ def sram(
     level
         What is averaged, as for the maps of the same names: `ulam` steps, layers and heads; `tlam`, `hlam` and `llam`
         keep groups of steps, heads or layers.
-    size, layers, density
+    size, layers, density, resampler
         As in `ulam`.
     groups, group_size
         As in `tlam`.
+    compat
+        As in `ulam`. A mask then chooses the patches whose first pixel lies inside it, each whole. The published code
+        has `g2r` alone.
 
     Returns
     -------
@@ -69,9 +76,16 @@ def sram(
         If `layers` names no layer.
     """
     chosen = chosen_patches(trace, at, direction)
+    if compat is not None:
+        if direction != "g2r":
+            raise InputError("compat='i2am' has chosen patches for direction='g2r' only, as the published code")
+        if np.ndim(at) == 2:
+            taken, _ = planned(trace, level, direction, MapOptions(layers, compat=compat))
+            chosen = sampled(chosen, max(grid for one in taken.classes if (grid := one.site_class.query_grid)))
     subset: dict[str, Any] = {"queries": chosen} if direction == "g2r" else {"keys": chosen}
+    options = MapOptions(layers, **subset, density=density, compat=compat, resampler=resampler)
     spans = time_groups(trace, groups, group_size) if level == "tlam" else None
-    maps = attribution_map(trace, level, direction, size, layers, **subset, spans=spans, density=density)
+    maps = attribution_map(trace, level, direction, size, options, spans)
     if spans is not None:
         maps = maps.assign_coords(time_group_coordinates(trace, spans))
     over = "reference" if direction == "g2r" else "generated picture"

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
 
 import numpy as np
 import xarray as xr
 
+from attrace.analysis import daam
 from attrace.analysis.level_map import level_map
 from attrace.analysis.marginals import ATTRIBUTES, MarginalPlan
 from attrace.analysis.plans import GridPlan, Size, checked_size, finest_grid
 from attrace.analysis.time_groups import time_group_coordinates, time_groups
-from attrace.analysis.trace import Layers, Trace
+from attrace.analysis.trace import Layers, SelectedClass, Trace
 from attrace.schemas import InputError, Level, SelectionError, SiteClass
 
 Tokens = str | int | Sequence[str | int]
 """Tokens by text, which may span several, or by place among the keys."""
-
-DAAM_KEYS: Final = 77
-"""DAAM takes only layers with as many keys as CLIP has text tokens."""
-
-DAAM_LEFT_OUT_FACTOR: Final = 8
-"""DAAM leaves out layers whose grid is the latent's divided by this."""
-
-LATENT_FACTOR: Final = 8
-"""Pixels of the picture in one cell of the latent, along each axis."""
 
 _WORD_END: Final = "</w>"
 _WORD_STARTS: Final = ("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", "\N{LOWER ONE EIGHTH BLOCK}")
@@ -43,6 +34,7 @@ def token_map(
     group_size: int | None = None,
     grid: Size | None = None,
     compat: Literal["daam"] | None = None,
+    normalise: bool = False,
 ) -> xr.DataArray:
     """Attribution map of text tokens: the softmax over keys of the chosen tokens, over the generated picture.
 
@@ -63,8 +55,12 @@ def token_map(
         Only layers whose queries lie on this grid (rows, columns), which is then the size by default: what
         Prompt-to-Prompt averages and shows (Hertz et al., arXiv 2208.01626), `grid=(16, 16)` in its figures.
     compat
-        `daam`: as the tool DAAM does it: only layers with 77 keys, without those at an eighth of the latent's grid;
-        the sum over steps in place of the mean; at the latent's size by default.
+        `daam`: as the tool DAAM does it: layers of the down and up blocks with 77 keys, without those of its smallest
+        grid; the sum over steps in place of the mean; each token's maps resized and clamped by themselves before the
+        mean over tokens; on its 64 x 64 or 96 x 96 by default.
+    normalise
+        With `daam`: divide by the sum of the maps of all words of the prompt plus 1e-6, as DAAM's `normalize=True`;
+        one pass for each token of the prompt.
 
     Returns
     -------
@@ -74,7 +70,8 @@ def token_map(
     Raises
     ------
     InputError
-        If the trace has no text context, its tokens are not known, or no selected layer fits.
+        If the trace has no text context, its tokens are not known, no selected layer fits, or `normalise` is asked
+        for without `daam`.
     SelectionError
         If a word or place is not among the tokens, or `layers` names no layer.
 
@@ -86,19 +83,30 @@ def token_map(
     chosen = text if layers is None else text.sel(layer=layers)
     if chosen.steps == 0:
         raise InputError(f"trace {trace.path} has no finished step yet: there is nothing to map")
-    plans = _plans(chosen, tokens, grid, compat)
-    latent = _latent_grid(text)
+    if normalise and compat != "daam":
+        raise InputError("normalise: it is DAAM's, use it with compat='daam'")
+    selected = _selected(chosen, grid, compat)
     if size is None:
-        size = grid or (latent if compat == "daam" else finest_grid(text, "r2g"))
-    size = checked_size(size)
+        size = grid or (daam.default_size(text) if compat == "daam" else finest_grid(text, "r2g"))
+    shape = checked_size(size)
     spans = time_groups(chosen, groups, group_size) if level == "tlam" else [slice(0, chosen.steps)]
-    maps = level_map(chosen, level, plans, size, spans)
+
+    def shares_of(places: Mapping[str, Sequence[int]]) -> xr.DataArray:
+        plans = [_plan(chosen, one, places[one.group], total=compat == "daam") for one in selected]
+        return level_map(chosen, level, plans, shape, spans)
+
+    by_class = {one.group: token_places(one.site_class, tokens) for one in selected}
+    if compat == "daam":
+        maps = _mean_of_tokens(shares_of, by_class)
+        if normalise:
+            words = {one.group: list(daam.word_places(one.site_class)) for one in selected}
+            count = len(next(iter(words.values())))
+            maps = maps / (count * _mean_of_tokens(shares_of, words) + daam.EPSILON)
+    else:
+        maps = shares_of(by_class)
     attributes = maps.attrs
     if level == "tlam":
         maps = maps.assign_coords(time_group_coordinates(chosen, spans))
-    if compat == "daam":
-        steps = xr.DataArray([span.stop - span.start for span in spans], dims="time_group")
-        maps = maps * (steps if level == "tlam" else steps.item())
     return maps.rename("token_map").assign_attrs(
         attributes,
         tokens=[tokens] if isinstance(tokens, str | int) else list(tokens),
@@ -199,33 +207,36 @@ def _text_trace(trace: Trace) -> Trace:
     return trace.sel(context="text")
 
 
-def _plans(trace: Trace, tokens: Tokens, grid: Size | None, compat: str | None) -> list[GridPlan]:
-    plans = []
-    for selected in trace.classes:
-        site_class = selected.site_class
-        if site_class.query_grid is None or (compat == "daam" and not _daam_takes(site_class, _latent_grid(trace))):
-            continue
-        if grid is not None and site_class.query_grid != tuple(grid):
-            continue
-        weights = np.zeros(site_class.keys)
-        weights[token_places(site_class, tokens)] = 1
-        everything = np.ones(site_class.queries)
-        marginals = MarginalPlan(selected, trace.step_places, None, weights, ("share",))
-        plans.append(GridPlan(marginals, "share", slice(0, site_class.queries), site_class.query_grid, everything))
-    if not plans:
-        wanted = f"{DAAM_KEYS} keys and a grid above an eighth of the latent's" if compat else "queries on a grid"
-        if grid is not None:
-            wanted = f"queries on a grid of {grid[0]} x {grid[1]}"
+def _selected(trace: Trace, grid: Size | None, compat: str | None) -> list[SelectedClass]:
+    """The selected classes, and the layers of them, that a map takes."""
+    found = [one for one in trace.classes if one.site_class.query_grid is not None]
+    if grid is not None:
+        found = [one for one in found if one.site_class.query_grid == tuple(grid)]
+    if compat == "daam":
+        found = [part for one in found if (part := daam.taken(trace, one)) is not None]
+    if not found:
+        wanted = f"queries on a grid of {grid[0]} x {grid[1]}" if grid is not None else "queries on a grid"
+        if compat == "daam":
+            wanted += f" and {daam.KEYS} keys, outside the middle block and DAAM's smallest grid"
         raise InputError(f"trace {trace.path}: no selected layer has {wanted}")
-    return plans
+    return found
 
 
-def _daam_takes(site_class: SiteClass, latent: Size) -> bool:
-    factor = round(math.sqrt(latent[0] * latent[1] / site_class.queries))
-    return site_class.keys == DAAM_KEYS and factor != DAAM_LEFT_OUT_FACTOR
+def _plan(trace: Trace, selected: SelectedClass, places: Sequence[int], *, total: bool) -> GridPlan:
+    """The share of tokens, by their places, in every query of a class."""
+    site_class = selected.site_class
+    grid = site_class.query_grid or (1, site_class.queries)
+    weights = np.zeros(site_class.keys)
+    weights[list(places)] = 1
+    marginals = MarginalPlan(selected, trace.step_places, None, weights, ("share",))
+    everything = np.ones(site_class.queries)
+    return GridPlan(marginals, "share", slice(0, site_class.queries), grid, everything, total)
 
 
-def _latent_grid(trace: Trace) -> Size:
-    """Grid of the latent: an eighth of the picture, or the finest grid where the picture's size is not known."""
-    size = trace.manifest.image_size
-    return finest_grid(trace, "r2g") if size is None else (size[0] // LATENT_FACTOR, size[1] // LATENT_FACTOR)
+def _mean_of_tokens(
+    shares_of: Callable[[Mapping[str, Sequence[int]]], xr.DataArray], places: Mapping[str, Sequence[int]]
+) -> xr.DataArray:
+    """The mean over tokens of the map of each by itself; every class has the same places."""
+    common = next(iter(places.values()))
+    maps = [shares_of({group: [place] for group in places}) for place in common]
+    return xr.concat(maps, "token").mean("token").assign_attrs(maps[0].attrs)

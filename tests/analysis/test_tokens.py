@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.exact import LayerMaps, level_of, no_computing, random_calls, softmax, write_calls
+from support.exact import LayerMaps, bicubic, level_of, no_computing, random_calls, softmax, write_calls
 from support.traces import make_trace, site_class
 
 from attrace.analysis import Trace, open_trace, token_map
@@ -128,27 +128,62 @@ def test_the_layers_of_one_grid_are_what_prompt_to_prompt_averages(trace: Trace)
 
 
 class TestDaam:
+    """Its formula on recordings of U-Nets is in tests/recorder/test_daam.py."""
+
     CLASSES = (
-        text_class("text/64x77h2d8", tokens=None, count=77, layers=("down.0", "up.0")),
-        text_class("text/16x77h2d8", tokens=None, count=77, query_grid=(4, 4), layers=("mid",), first_order=1),
-        text_class("text/1x77h2d8", tokens=None, count=77, query_grid=(1, 1), layers=("deep",), first_order=2),
-        text_class("text/64x8h2d8", layers=("other",), first_order=3),
+        text_class("text/64x77h2d8", layers=("down.0", "up.0"), tokens=None, count=77),
+        text_class(
+            "text/16x77h2d8", query_grid=(4, 4), layers=("down.1", "mid_block.0"), first_order=2, tokens=None, count=77
+        ),
+        text_class("text/100x77h2d8", query_grid=(10, 10), layers=("up.1",), first_order=4, tokens=None, count=77),
+        text_class("text/64x8h2d8", layers=("other",), first_order=5),
     )
 
-    def test_as_the_tool_does_it(self, tmp_path: Path) -> None:
-        calls = random_calls(self.CLASSES, STEPS)
-        trace = open_trace(write_calls(tmp_path / "run.zarr", self.CLASSES, calls, steps=STEPS, image_size=(64, 64)))
-        found = token_map(trace, 5, compat="daam")
-        # neither the layer at an eighth of the 8 x 8 latent nor the one with 8 keys; the sum over the steps
-        expected = STEPS * level_of(exact_layers(self.CLASSES[:2], calls, [5]), "ulam", (8, 8))
+    @pytest.mark.parametrize(
+        ("pixels", "side", "layers"),
+        [
+            (512, 64, ["down.1", "up.1"]),
+            (1024, 64, ["down.1", "up.1"]),
+            (768, 96, ["down.0", "down.1", "up.0", "up.1"]),
+        ],
+    )
+    def test_as_the_tool_does_it(self, pixels: int, side: int, layers: list[str], tmp_path: Path) -> None:
+        calls = random_calls(self.CLASSES, STEPS, spread=4)
+        del calls["text/100x77h2d8", 1, 0]  # a call that is not there is not in the sum
+        trace = open_trace(
+            write_calls(tmp_path / "run.zarr", self.CLASSES, calls, steps=STEPS, image_size=(pixels, pixels))
+        )
+        exact = []
+        for one in self.CLASSES[:3]:
+            assert one.query_grid is not None
+            for layer, site in enumerate(one.sites):
+                if site.path in layers:
+                    made = [calls[one.group, s, layer] for s in range(STEPS) if (one.group, s, layer) in calls]
+                    summed = np.sum([softmax(call.scores(one.scale), 2) for call in made], axis=0)
+                    by_token = np.moveaxis(summed[..., [5, 7]], 2, 1).reshape(2, 2, *one.query_grid)
+                    # each token by itself: a negative overshoot of one takes nothing from the other
+                    exact += [np.maximum(bicubic(token, (side, side)), 0) for head in by_token for token in head]
+        expected = np.mean(exact, axis=0)
+        found = token_map(trace, [5, 7], compat="daam")
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.max())
-        assert found.attrs["layers"] == 3
+        assert found.attrs["layers"] == len(layers)
         assert found.attrs["compat"] == "daam"
-        fine = {"layers": ["down.0", "up.0"], "compat": "daam"}  # not resized, so that sums of groups add up
-        groups = token_map(trace, 5, level="tlam", group_size=2, **fine)  # type: ignore[arg-type]
-        whole = token_map(trace, 5, **fine)  # type: ignore[arg-type]
-        np.testing.assert_allclose(groups.sum("time_group"), whole, rtol=1e-5)
+
+    def test_sums_of_groups_add_up(self, tmp_path: Path) -> None:
+        calls = random_calls(self.CLASSES, STEPS)
+        trace = open_trace(write_calls(tmp_path / "run.zarr", self.CLASSES, calls, steps=STEPS, image_size=(512, 512)))
+        fine: dict[str, Any] = {"layers": "up.1", "compat": "daam", "size": (10, 10)}
+        groups = token_map(trace, 5, level="tlam", group_size=2, **fine)
+        np.testing.assert_allclose(groups.sum("time_group"), token_map(trace, 5, **fine), rtol=1e-5)
+
+    def test_normalised_needs_the_words_and_daam(self, tmp_path: Path) -> None:
+        calls = random_calls(self.CLASSES, 1)
+        trace = open_trace(write_calls(tmp_path / "run.zarr", self.CLASSES, calls, steps=1, image_size=(512, 512)))
+        with pytest.raises(InputError, match="does not know how many words"):
+            token_map(trace, 5, compat="daam", normalise=True)
+        with pytest.raises(InputError, match="use it with compat='daam'"):
+            token_map(trace, 5, normalise=True)
 
     def test_no_layer_that_it_takes(self, trace: Trace) -> None:
-        with pytest.raises(InputError, match="no selected layer has 77 keys"):
+        with pytest.raises(InputError, match="queries on a grid and 77 keys"):
             token_map(trace, "cat", compat="daam")
