@@ -157,14 +157,15 @@ class TestLevels:
 def shown(values: Array, size: tuple[int, int], direction: str, mask: Array | None = None) -> Array:
     """The values under the published picture, written from its code."""
     if direction == "g2r" and mask is not None:
-        values = values * bicubic(mask, values.shape)  # type: ignore[arg-type]
+        values = values * bicubic(mask, values.shape)
     values = (values - values.min()) / (values.max() - values.min() + 1e-8)
     large = bicubic(values, size)
     large = (large - large.min()) / (large.max() - large.min() + 1e-8)
     if direction == "g2r":
         large = 1 - large
     large[large >= 0.6] = 1
-    return 1 - large
+    turned: Array = 1 - large
+    return turned
 
 
 class TestPicture:
