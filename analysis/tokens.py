@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
 
@@ -57,7 +58,7 @@ def token_map(
     compat
         `daam`: as the tool DAAM does it: layers of the down and up blocks with 77 keys, without those of its smallest
         grid; the sum over steps in place of the mean; each token's maps resized and clamped by themselves before the
-        mean over tokens; on its 64 x 64 or 96 x 96 by default.
+        mean over tokens; on its 64 x 64 or 96 x 96 by default. The tokens of a word count inside other words, too.
     normalise
         With `daam`: divide by the sum of the maps of all words of the prompt plus 1e-6, as DAAM's `normalize=True`;
         one pass for each token of the prompt.
@@ -95,7 +96,8 @@ def token_map(
         plans = [_plan(chosen, one, places[one.group], total=compat == "daam") for one in selected]
         return level_map(chosen, level, plans, shape, spans)
 
-    by_class = {one.group: token_places(one.site_class, tokens) for one in selected}
+    find = _daam_places if compat == "daam" else token_places
+    by_class = {one.group: find(one.site_class, tokens) for one in selected}
     if compat == "daam":
         maps = _mean_of_tokens(shares_of, by_class)
         if normalise:
@@ -133,8 +135,27 @@ def token_places(site_class: SiteClass, tokens: Tokens) -> list[int]:
         raise InputError("tokens: expected a word, a place among the keys, or several, found none")
     places: set[int] = set()
     for token in wanted:
-        places.update(_places_of_word(site_class, token) if isinstance(token, str) else _place(site_class, token))
+        places.update(
+            itertools.chain(*_runs_of_word(site_class, token)) if isinstance(token, str) else _place(site_class, token)
+        )
     return sorted(places)
+
+
+def _daam_places(site_class: SiteClass, tokens: Tokens) -> list[int]:
+    """Places as DAAM finds them: also where the tokens of a word stand inside other words, without the padding."""
+    places: list[int] = []
+    for token in [tokens] if isinstance(tokens, str | int) else tokens:
+        if not isinstance(token, str):
+            places += _place(site_class, token)
+            continue
+        run = _runs_of_word(site_class, token)[0]
+        padding = sum(segment.count for segment in site_class.key_segments if segment.kind == "pad")
+        spelled = [_plain(text) for text in (site_class.tokens or ())][: site_class.keys - padding]
+        wanted = [spelled[place] for place in run]
+        for start in range(len(spelled) - len(wanted) + 1):
+            if spelled[start : start + len(wanted)] == wanted:
+                places += range(start, start + len(wanted))
+    return places
 
 
 def _place(site_class: SiteClass, place: int) -> list[int]:
@@ -143,7 +164,7 @@ def _place(site_class: SiteClass, place: int) -> list[int]:
     return [place]
 
 
-def _places_of_word(site_class: SiteClass, word: str) -> list[int]:
+def _runs_of_word(site_class: SiteClass, word: str) -> list[range]:
     if site_class.tokens is None:
         raise InputError(
             f"the trace does not know the tokens of {site_class.group}: give places among the keys, such as tokens=[2]"
@@ -151,19 +172,15 @@ def _places_of_word(site_class: SiteClass, word: str) -> list[int]:
     spelled = [_plain(token) for token in site_class.tokens]
     starts, ends = _word_edges(site_class.tokens)
     target = "".join(word.split()).casefold()
-    found = {
-        place
-        for start in starts
-        if target and spelled[start]
-        for place in _run_that_spells(spelled, start, target, ends)
-    }
+    runs = [_run_that_spells(spelled, start, target, ends) for start in sorted(starts) if target and spelled[start]]
+    found = [run for run in runs if run]
     if not found:
         known = list(dict.fromkeys(token for token in spelled if token))
         raise SelectionError(
             f"{site_class.group} has no word {word!r} among its tokens: {' '.join(known[:40])}"
             + (" ..." if len(known) > 40 else "")
         )
-    return sorted(found)
+    return found
 
 
 def _run_that_spells(spelled: Sequence[str], start: int, target: str, ends: set[int]) -> range:

@@ -176,6 +176,19 @@ class TestDaam:
         groups = token_map(trace, 5, level="tlam", group_size=2, **fine)
         np.testing.assert_allclose(groups.sum("time_group"), token_map(trace, 5, **fine), rtol=1e-5)
 
+    def test_tokens_of_a_word_count_inside_other_words(self, tmp_path: Path) -> None:
+        texts = ("<|startoftext|>", "cat</w>", "and</w>", "cat", "fish</w>", "<|endoftext|>")
+        padding = 77 - len(texts)
+        one = text_class(
+            "text/16x77h2d8",
+            query_grid=(4, 4),
+            tokens=(*texts, *["cat</w>"] * padding),  # whatever the padding says
+            count=77,
+        ).model_copy(update={"key_segments": (KeySegment(kind="text", count=6), KeySegment(kind="pad", count=padding))})
+        path = write_calls(tmp_path / "run.zarr", (one,), random_calls((one,), 1), steps=1, image_size=(512, 512))
+        trace = open_trace(path)
+        np.testing.assert_allclose(token_map(trace, "cat", compat="daam"), token_map(trace, [1, 3], compat="daam"))
+
     def test_normalised_needs_the_words_and_daam(self, tmp_path: Path) -> None:
         calls = random_calls(self.CLASSES, 1)
         trace = open_trace(write_calls(tmp_path / "run.zarr", self.CLASSES, calls, steps=1, image_size=(512, 512)))
