@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from attrace.analysis.bootstrap import bootstrap_interval
 from attrace.analysis.contribution import SCORES, Arrays, Settings, keep, read_kept, trace_statistics
+from attrace.analysis.labelled import laid_out, statistic_dims
 from attrace.analysis.trace import open_trace
 from attrace.analysis.traces import OPENING_THREADS, Sources, find_traces
 from attrace.schemas import AttraceError, InputError
@@ -25,20 +27,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Told how many of how many traces are done."""
-
-STATISTIC_DIMS: Final = {
-    "ulam": ("row", "column"),
-    "tlam": ("time_group", "row", "column"),
-    "hlam": ("head", "row", "column"),
-    "llam": ("layer", "row", "column"),
-    "entropy": ("layer", "head"),
-    "inside": ("layer", "head"),
-    "agreement": ("layer",),
-}
-"""Dimensions of what is averaged over traces, by the first word of its name."""
-
-RESAMPLES: Final = 2000
-"""Samples of the bootstrap."""
 
 WAITING_PER_WORKER: Final = 2
 """Traces handed to each worker ahead of time; more would only hold results in memory."""
@@ -186,7 +174,7 @@ def _compute_missing(
     done, failed = len(found) - len(missing), dict[str, str]()
     waiting = iter(missing.values())
     running: dict[Future[Arrays | str], _Found] = {}
-    limit = WAITING_PER_WORKER * _workers(pool)
+    limit = WAITING_PER_WORKER * workers(pool)
     try:
         while True:
             for one in waiting:
@@ -209,7 +197,8 @@ def _compute_missing(
             future.cancel()
 
 
-def _workers(pool: Executor) -> int:
+def workers(pool: Executor) -> int:
+    """How many tasks what runs them has at work at once."""
     client = getattr(pool, "_client", None)
     return os.cpu_count() or 1 if client is None else max(1, sum(client.nthreads().values()))
 
@@ -272,11 +261,11 @@ def _combine(found: list[_Found], parts: Path, settings: Settings, seed: int) ->
     lengths |= {"time_group": settings.groups, "row": settings.size[0], "column": settings.size[1]}
     variables: dict[str, Any] = {}
     averaged = [name for name in names if name not in SCORES]
-    shapes = {name: tuple(lengths[dim] for dim in _dims(name)) for name in averaged}
+    shapes = {name: tuple(lengths[dim] for dim in statistic_dims(name)) for name in averaged}
     for name in averaged:
-        dims = _dims(name)
+        dims = statistic_dims(name)
         total = merge_pairwise(
-            Moments.of(_laid_out(read_kept(file, name), name, labels, shapes[name])) for file in files
+            Moments.of(laid_out(read_kept(file, name), name, labels, shapes[name])) for file in files
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             variables[f"{name}_mean"] = dims, np.where(total.count > 0, total.mean, np.nan)
@@ -289,18 +278,6 @@ def _combine(found: list[_Found], parts: Path, settings: Settings, seed: int) ->
     coordinates = labels | {"trace": np.array([one.path for one in found]), "bound": np.array(["low", "high"])}
     attributes = {"traces": len(found), "seed": seed, "density": str(settings.density), "aligned": str(settings.align)}
     return xr.Dataset(variables, coordinates, attributes)
-
-
-def bootstrap_interval(values: NDArray[np.float64], *, seed: int, level: float = 0.95) -> NDArray[np.float64]:
-    """Percentile interval of the mean of the values that are not NaN: float64 (low, high); NaN where there are none."""
-    known = values[~np.isnan(values)]
-    if known.size == 0:
-        return np.full(2, np.nan)
-    random = np.random.default_rng(seed)
-    means = [random.choice(known, known.size).mean() for _ in range(RESAMPLES)]
-    tail = (1 - level) / 2
-    interval: NDArray[np.float64] = np.quantile(means, [tail, 1 - tail])
-    return interval
 
 
 def summary_table(dataset: xr.Dataset) -> pd.DataFrame:
@@ -333,11 +310,7 @@ def summary_table(dataset: xr.Dataset) -> pd.DataFrame:
 
 def _heads_statistics(dataset: xr.Dataset) -> list[str]:
     names = [str(name).removesuffix("_mean") for name in dataset if str(name).endswith("_mean")]
-    return [name for name in names if "row" not in _dims(name)]
-
-
-def _dims(name: str) -> tuple[str, ...]:
-    return STATISTIC_DIMS[name.partition("_")[0]]
+    return [name for name in names if "row" not in statistic_dims(name)]
 
 
 def _labels_and_names(files: list[Path]) -> tuple[dict[str, NDArray[Any]], list[str]]:
@@ -349,20 +322,3 @@ def _labels_and_names(files: list[Path]) -> tuple[dict[str, NDArray[Any]], list[
             heads |= set(kept["labels:head"].tolist())
             names |= dict.fromkeys(name for name in kept.files if not name.startswith("labels:"))
     return {"layer": np.array(list(layers)), "head": np.array(sorted(heads))}, sorted(names)
-
-
-def _laid_out(
-    kept: Arrays, name: str, labels: Mapping[str, NDArray[Any]], shape: tuple[int, ...]
-) -> NDArray[np.float64]:
-    """A statistic of one trace over the labels of all; NaN where the trace has none."""
-    laid_out = np.full(shape, np.nan)
-    if name in kept:
-        values = kept[name]
-        places = [
-            [labels[dim].tolist().index(label) for label in kept[f"labels:{dim}"].tolist()]
-            if dim in labels
-            else list(range(length))
-            for dim, length in zip(_dims(name), values.shape, strict=True)
-        ]
-        laid_out[np.ix_(*places)] = values
-    return laid_out

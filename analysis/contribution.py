@@ -52,6 +52,10 @@ class Settings:
     branch: str | None = None
     """As for `Trace.sel`."""
 
+    def select(self, trace: Trace) -> Trace:
+        """The part of a trace that counts."""
+        return trace.sel(context=self.context, branch=self.branch).sel(layer=self.layers or None)
+
     def key(self, trace: Trace) -> str:
         """Name of what a trace contributes: the same trace, steps and settings have the same one."""
         described = json.dumps([trace.manifest.id, trace.steps, asdict(self)], sort_keys=True)
@@ -66,8 +70,7 @@ def trace_statistics(path: str, settings: Settings, storage_options: Mapping[str
     AttraceError
         If the trace cannot be read, or has no map.
     """
-    trace = open_trace(path, storage_options=storage_options).sel(context=settings.context, branch=settings.branch)
-    trace = trace.sel(layer=settings.layers or None)
+    trace = settings.select(open_trace(path, storage_options=storage_options))
     maps = level_maps(trace, size=settings.size, groups=min(settings.groups, trace.steps), density=settings.density)
     directions = sorted({str(heat.attrs["direction"]) for heat in maps.values()})
     heads = {direction: _head_maps(trace, direction) for direction in directions}  # type: ignore[arg-type]

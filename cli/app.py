@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from attrace.cli.aggregate import aggregate
+from attrace.cli.compare import compare
 from attrace.cli.demo import demo
 from attrace.cli.diff import diff
 from attrace.cli.errors import as_failure
@@ -72,6 +73,7 @@ for _command in (
     score,
     precompute,
     aggregate,
+    compare,
     pack,
     unpack,
     export,

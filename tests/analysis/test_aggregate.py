@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from support.traces import make_trace, site_class
 
 from attrace.analysis import agreement, entropy, hlam, imacs, mass, open_traces, ulam
-from attrace.analysis.aggregate import Moments, aggregate, bootstrap_interval, engine, merge_pairwise, summary_table
+from attrace.analysis.aggregate import Moments, aggregate, engine, merge_pairwise, summary_table
+from attrace.analysis.bootstrap import bootstrap_interval
 from attrace.analysis.contribution import Settings
 from attrace.schemas import Direction, InputError
 

@@ -51,6 +51,8 @@ def test_every_example_works(example: list[str], run: Run) -> None:
     box_mask().save("mask.png")
     noise_picture().save("truth.png")
     shutil.make_archive("packed", "zip", "run.zarr")
+    for copy in ("other.zarr", "before/1.zarr", "after/1.zarr"):
+        shutil.copytree("run.zarr", copy)
     if example[0] in ("push", "pull"):
         fsspec = pytest.importorskip("fsspec")
         fsspec.filesystem("memory").put("run.zarr", "/example/run.zarr", recursive=True)
