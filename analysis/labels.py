@@ -30,8 +30,28 @@ _ATTRIBUTES: Final[Mapping[str, dict[str, str]]] = {
 
 
 def time_coordinates(trace: Trace) -> dict[str, Any]:
-    """`time` (call number) and `timestep` of the selected steps."""
-    return {"time": ("time", trace.time), "timestep": ("time", trace.timesteps)}
+    """`time` (call number) and `timestep` of the selected steps; the place of each one's tile where there are tiles."""
+    return {"time": ("time", trace.time), "timestep": ("time", trace.timesteps)} | _tile_coordinates(trace)
+
+
+def _tile_coordinates(trace: Trace) -> dict[str, Any]:
+    """`tile_row` and `tile_column`, int32 in cells of the latent, -1 where a step has none."""
+    tiles = trace.manifest.capture.get("tiles")
+    if not isinstance(tiles, dict):
+        return {}
+    places = [tiles.get(str(call)) for call in trace.time.tolist()]
+    found = [place if _is_place(place) else (-1, -1) for place in places]
+    rows, columns = np.array(found, np.int32).reshape(-1, 2).T
+    return {"tile_row": ("time", rows), "tile_column": ("time", columns)}
+
+
+def _is_place(place: object) -> bool:
+    limits = np.iinfo(np.int32)
+    return (
+        isinstance(place, list)
+        and len(place) == 2
+        and all(type(one) is int and limits.min <= one <= limits.max for one in place)
+    )
 
 
 def class_coordinates(trace: Trace, selected: SelectedClass) -> dict[str, Any]:

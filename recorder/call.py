@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
@@ -15,6 +15,9 @@ _LONGEST = 1000
 
 _SEPARATE = "do_true_cfg"
 """Variable of the pipelines of diffusers that call their denoiser once for each branch."""
+
+_SAMPLER = ("unconditional_guidance_scale", "unconditional_conditioning")
+"""Arguments of every sampler of the original latent diffusion code; without the second there is no guidance."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class PipelineCall:
     """Calls of the denoiser that the scheduler plans; those of one step's branches count as one."""
     separate_branches: bool = False
     """Guidance calls the denoiser once for each branch, the conditional one first."""
+    by_sampler: bool = False
+    """The samplers of the latent diffusion code do so too (StableVITON's), or give both branches in one batch; the
+    batch tells."""
+    guess_mode: bool = False
+    """A ControlNet is called for the conditional branch alone."""
 
     @property
     def guidance_scale(self) -> float | None:
@@ -48,25 +56,48 @@ class PipelineCall:
 
 def read_call(pipeline: Any) -> PipelineCall:
     """Read the call of a pipeline from the stack: only while it waits for its denoiser."""
-    frame = _find_frame(pipeline)
-    variables = frame.f_locals if frame is not None else {}
-    names = _argument_names(frame) if frame is not None else ()
+    frame = next((one for one in _frames() if _is_call_of(pipeline, one)), None)
+    if frame is None:
+        return _read_sampler(pipeline)
+    variables, names = frame.f_locals, _argument_names(frame)
     arguments = {name: variables[name] for name in names if name in variables and _is_plain(variables[name])}
     return PipelineCall(
         arguments,
         _is_guided(pipeline, variables),
         _planned_calls(pipeline, variables),
         separate_branches=variables.get(_SEPARATE) is True,
+        guess_mode=variables.get("guess_mode") is True,
     )
 
 
-def _find_frame(pipeline: Any) -> FrameType | None:
+def read_tile(pipeline: Any, names: tuple[str, str]) -> tuple[int, int] | None:
+    """Row and column of the tile that a pipeline works at, from its variables of these names; None if it makes none."""
+    frame = next((one for one in _frames() if _is_call_of(pipeline, one)), None)
+    place = (None, None) if frame is None else tuple(frame.f_locals.get(name) for name in names)
+    return place if all(isinstance(one, int) for one in place) else None  # type: ignore[return-value]
+
+
+def _read_sampler(model: Any) -> PipelineCall:
+    """The call of a model of the latent diffusion code, which a sampler makes; nothing is known of any other."""
+    sampler = next((one for one in _frames() if set(_SAMPLER) <= set(_argument_names(one))), None)
+    if sampler is None:
+        return PipelineCall(guided=_is_guided(model, {}), denoiser_calls=_planned_calls(model, {}))
+    scale, without = (sampler.f_locals[name] for name in _SAMPLER)
+    if not _is_number(scale):
+        return PipelineCall()
+    return PipelineCall({"guidance_scale": scale}, without is not None and scale != 1, by_sampler=True)
+
+
+def _frames() -> Iterator[FrameType]:
+    """The functions that wait, from the innermost on."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipeline:
-            return frame
+        yield frame
         frame = frame.f_back
-    return None
+
+
+def _is_call_of(pipeline: Any, frame: FrameType) -> bool:
+    return frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipeline
 
 
 def _argument_names(frame: FrameType) -> tuple[str, ...]:

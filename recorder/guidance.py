@@ -65,6 +65,8 @@ def batch_layout(
                 "for each sample, and in guidance one name for each block of the batch"
             )
         return BatchLayout(tuple(named), samples)
+    if call.guess_mode and call.guided and rows == samples:
+        return BatchLayout(_SINGLE, samples)
     if call.guided is not None:
         return _told_layout(rows, samples, profile, guided=call.guided)
     blocks = rows // samples
@@ -113,8 +115,9 @@ def separate_branches(
     """
     if named is not None:
         return tuple(named) if len(named) > 1 and rows == samples else ()
-    told = cache_context in _OF_CACHE_CONTEXT and call.guided is None and rows == samples
-    return _SEPARATE if call.separate_branches or told else ()
+    told = cache_context in _OF_CACHE_CONTEXT and call.guided is None
+    sampled = call.by_sampler and call.guided
+    return _SEPARATE if call.separate_branches or ((told or sampled) and rows == samples) else ()
 
 
 @dataclass

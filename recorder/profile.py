@@ -66,6 +66,9 @@ class Profile:
     modules: tuple[str, ...] = ()
     """Glob patterns of module paths that only a denoiser of this family has: it is known by them, whatever the class
     of its pipeline."""
+    tile: tuple[str, str] | None = None
+    """Variables of the pipeline's call that hold the row and column of a tile in the latent, where a large picture is
+    made in tiles."""
     note: str | None = None
     """What a reader of the trace should know of the family."""
     guess: str | None = None
@@ -112,6 +115,9 @@ _THREE_BRANCHES = MappingProxyType({1: ("conditional",), 3: ("conditional", "ima
 _LATENT_DIFFUSION = "model.diffusion_model"
 """Where the original latent diffusion code keeps the denoiser of a model."""
 
+_TILE = ("input_start_y", "input_start_x")
+"""As the pipelines of PASD and SeeSR name them."""
+
 FAMILIES: Final[Mapping[str, Profile]] = MappingProxyType(
     {
         one.name: one
@@ -122,6 +128,7 @@ FAMILIES: Final[Mapping[str, Profile]] = MappingProxyType(
                 "stableviton",
                 # the cloth's features, on the grid of the queries; everywhere else one CLIP vector of the cloth
                 (KeyContext("reference", "query-grid", "*warp_flow_blks.*"), KeyContext("image-prompt", "patches")),
+                guidance=_ONE_BRANCH,  # its sampler calls the denoiser for each branch
                 denoiser=_LATENT_DIFFUSION,
                 modules=("*warp_flow_blks.*",),
             ),
@@ -133,12 +140,14 @@ FAMILIES: Final[Mapping[str, Profile]] = MappingProxyType(
                     *_TEXT,
                 ),
                 modules=("*.pixel_attentions.*", "*.attn2_plus"),
+                tile=_TILE,
                 note="of a picture made in tiles, each tile is a call of its own, in the order of the pipeline",
             ),
             Profile(
                 "seesr",
                 (KeyContext("reference", "class-and-patches", "*.image_attentions.*"), *_TEXT),
                 modules=("*.image_attentions.*",),
+                tile=_TILE,
             ),
         )
     }

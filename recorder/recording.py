@@ -18,6 +18,8 @@ from attrace.recorder.encode import EncodingChoice
 from attrace.recorder.images import Images
 from attrace.recorder.joint import refuse_unknown_layout
 from attrace.recorder.keys import Grid
+from attrace.recorder.options import RunOptions
+from attrace.recorder.problems import writer_problem
 from attrace.recorder.profile import (
     JOINED_RULES,
     Profile,
@@ -29,7 +31,7 @@ from attrace.recorder.profile import (
     with_context,
 )
 from attrace.recorder.provenance import dtype_and_device, identify, software_versions
-from attrace.recorder.run import DenoiserRecorder, RunOptions, writer_problem
+from attrace.recorder.run import DenoiserRecorder
 from attrace.recorder.select import Steps, select_steps
 from attrace.recorder.sink import TraceSink
 from attrace.recorder.sites import (
@@ -344,7 +346,7 @@ class Recording:
             problem = run.problem or writer_problem(writer.failure, sink)
         status: Status = "interrupted" if failed or problem is not None else "complete"
         try:
-            sink.close(status, self.images, run.notes)
+            sink.close(status, self.images, run.notes, run.tiles)
         except OSError as failure:
             problem = problem or writer_problem(failure, sink)
         return problem

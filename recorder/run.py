@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import torch
-from pydantic import JsonValue
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from attrace.recorder.call import PipelineCall, read_call
+from attrace.recorder.call import PipelineCall, read_call, read_tile
 from attrace.recorder.capture import METHODS, CaptureMethod, Projections
 from attrace.recorder.contexts import ContextSplitter, KeysOfContext
 from attrace.recorder.encode import EncodingChoice, SiteShape, encode
@@ -27,40 +26,19 @@ from attrace.recorder.guidance import (
     kept_branches,
     separate_branches,
 )
-from attrace.recorder.keys import Grid, Tokens
+from attrace.recorder.keys import Tokens
+from attrace.recorder.options import RunOptions
 from attrace.recorder.plan import Place, Plan, SiteKey, plan_groups
-from attrace.recorder.profile import LabelWarning, Profile
+from attrace.recorder.problems import changed, format_bytes, over_limit, stops_recording, writer_problem
+from attrace.recorder.profile import LabelWarning
 from attrace.recorder.provenance import identify
-from attrace.recorder.select import StepSelection
 from attrace.recorder.sink import TraceSink
 from attrace.recorder.sites import Candidate, QueryGrids, argument_reader, remove_all, shorten, timestep_of
 from attrace.recorder.transfer import HostCopier, HostCopy
 from attrace.recorder.writer import BackgroundWriter
-from attrace.schemas import AttraceError, CaptureError, Context, Guidance, SizeLimitError
+from attrace.schemas import AttraceError, CaptureError, Guidance
 
 logger = logging.getLogger("attrace")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What to record and how: the arguments of `record` that matter while the model runs."""
-
-    profile: Profile
-    samples: int
-    steps: StepSelection
-    encoding: EncodingChoice = "auto"
-    guidance: tuple[str, ...] | None = None
-    branch: str | tuple[str, ...] = "conditional"
-    contexts: tuple[Context, ...] | None = None
-    """What to record of attention over several contexts at once; None for the references, else the text."""
-    key_grid: Grid | None = None
-    tokens: tuple[str, ...] | None = None
-    self_attention: bool = False
-    allow_gaps: bool = False
-    selection: Mapping[str, JsonValue] = field(default_factory=dict)
-    """The layers and steps that were asked for, for the manifest."""
-    limit_bytes: int | None = None
-    prompts: bool = True
 
 
 @dataclass
@@ -71,32 +49,6 @@ class _Step:
     call: int
     timestep: HostCopy
     seen: set[SiteKey] = field(default_factory=set)
-
-
-def _stops_recording(method: Callable[..., None]) -> Callable[..., None]:
-    """Turn a problem in a hook into the end of the recording, not of the user's run.
-
-    In the first recorded step the problem is raised at once: a wrong argument must not cost a whole run. Later it
-    waits for the end of the `with` block, so that the picture is not lost; the recording stops.
-    """
-
-    @wraps(method)
-    def guarded(self: DenoiserRecorder, *args: Any) -> None:
-        try:
-            method(self, *args)
-        except AttraceError as problem:
-            if self.plan is None:
-                raise
-            self.stop(problem)
-        # a recorder that fails, out of memory or by a fault of its own, must not cost the picture
-        except Exception as error:
-            if self.plan is None:
-                raise
-            fault = CaptureError(f"recording stopped in step {self.steps} ({type(error).__name__}: {error})")
-            fault.__cause__ = error
-            self.stop(fault)
-
-    return guarded
 
 
 class DenoiserRecorder:
@@ -129,6 +81,8 @@ class DenoiserRecorder:
         self.steps = 0
         self.notes: list[str] = [] if options.profile.note is None else [options.profile.note]
         """What a reader of the trace should know: guesses, oddities."""
+        self.tiles: dict[str, tuple[int, int]] = {}
+        """Row and column in the latent of the tile that a call worked at, by the number of the call."""
         self._model, self._denoiser, self._candidates = model, denoiser, dict(candidates)
         self._sink, self._writer, self._options = sink, writer, options
         self._read_arguments = argument_reader(denoiser)
@@ -227,7 +181,7 @@ class DenoiserRecorder:
     def _is_recording(self) -> bool:
         return self._step is not None
 
-    @_stops_recording
+    @stops_recording
     def _begin_step(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._step is not None:
             raise CaptureError(
@@ -248,6 +202,7 @@ class DenoiserRecorder:
             self._watch_schedule()
             timestep = self._copy(torch.as_tensor(timestep_of(arguments)))
             self._waiting = _Step(self.steps, call, timestep)
+            self._note_tile(call)
         if self._waiting is None or not self._is_kept(self._branch):
             return
         self._contexts.begin(arguments)
@@ -275,7 +230,7 @@ class DenoiserRecorder:
     def _is_kept(self, branch: str | None) -> bool:
         return branch is None or branch in kept_branches(self._options.branch, BatchLayout(self._branches, 1))
 
-    @_stops_recording
+    @stops_recording
     def _end_step(self, _module: nn.Module, _args: Any, result: Any) -> None:
         step, self._step = self._step, None
         if result is None:  # the model raised
@@ -305,7 +260,7 @@ class DenoiserRecorder:
         self._writer.submit(finish, alone=True)
         self.steps += 1
 
-    @_stops_recording
+    @stops_recording
     def _take(self, candidate: Candidate, projections: Projections) -> None:
         step = self._step
         if step is None:
@@ -335,12 +290,16 @@ class DenoiserRecorder:
             self._check_first_step()
             return
         if self._shapes.get(site) != encoded.shape:
-            raise CaptureError(_changed(candidate.path, self._shapes.get(site), encoded.shape))
+            raise CaptureError(changed(candidate.path, self._shapes.get(site), encoded.shape))
         self._submit(step.number, site, parts)
 
+    def _note_tile(self, call: int) -> None:
+        names = self._options.profile.tile
+        tile = read_tile(self._model, names) if names is not None and self._options.samples == 1 else None
+        if tile is not None:
+            self.tiles[str(call)] = tile
+
     def _read_call(self) -> PipelineCall:
-        if self._model is self._denoiser:
-            return PipelineCall()
         call = read_call(self._model)
         return call if self._options.prompts else call.without_prompts()
 
@@ -402,12 +361,8 @@ class DenoiserRecorder:
         limit, first = self._options.limit_bytes, self._first
         if limit is not None and first.nbytes > limit:
             self._first = FirstStep()
-            self.stop(
-                SizeLimitError(
-                    f"{len(first.sites)} sites of the first step alone take {format_bytes(first.nbytes)}; limit_bytes "
-                    f"allows {format_bytes(limit)}: select fewer layers= or contexts, or raise the limit"
-                )
-            )
+            what = f"{len(first.sites)} sites of the first step alone take"
+            self.stop(over_limit(what, first.nbytes, limit, "fewer layers= or contexts"))
 
     def _note_guesses(self) -> None:
         """Tell the user, and readers of the trace, which labels are guesses."""
@@ -428,12 +383,8 @@ class DenoiserRecorder:
             options.samples,
         )
         if options.limit_bytes is not None and self.estimated_bytes > options.limit_bytes:
-            self.stop(
-                SizeLimitError(
-                    f"the recording would take about {format_bytes(self.estimated_bytes)}; limit_bytes allows "
-                    f"{format_bytes(options.limit_bytes)}: select fewer layers= or steps=, or raise the limit"
-                )
-            )
+            what = "the recording would take about"
+            self.stop(over_limit(what, self.estimated_bytes, options.limit_bytes, "fewer layers= or steps="))
 
     def _submit_beginning(self, plan: Plan) -> None:
         options = self._options
@@ -473,37 +424,3 @@ class DenoiserRecorder:
     def _check_writer(self) -> None:
         if self._writer.failure is not None:
             raise writer_problem(self._writer.failure, self._sink)
-
-
-def writer_problem(failure: BaseException, sink: TraceSink) -> AttraceError:
-    """What went wrong in writing, as one clear error."""
-    if isinstance(failure, AttraceError):
-        return failure
-    store = sink.stores[0]
-    problem = CaptureError(
-        f"{store.path} could not be written ({type(failure).__name__}: {failure}); its {store.finished_steps} "
-        "finished steps can be read"
-    )
-    problem.__cause__ = failure
-    return problem
-
-
-def format_bytes(count: int) -> str:
-    """A number of bytes for people."""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007
-        if value < 1000:
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}"
-
-
-def _changed(path: str, before: SiteShape | None, now: SiteShape) -> str:
-    if before is None:
-        return f"{path} was not called in the first recorded step, but is now: leave it out with layers="
-    differences = [
-        f"{name} {getattr(before, name)} -> {getattr(now, name)}"
-        for name in before.__dataclass_fields__
-        if getattr(before, name) != getattr(now, name)
-    ]
-    return f"{path} changed in the middle of the run ({', '.join(differences)}): a trace holds one size of picture"

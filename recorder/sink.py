@@ -71,8 +71,19 @@ class TraceSink:
         for store in self.stores:
             store.finish_step(step, call=call, timestep=value)
 
-    def close(self, status: Status, images: Images, notes: Sequence[str]) -> None:
+    def close(self, status: Status, images: Images, notes: Sequence[str], tiles: Mapping[str, tuple[int, int]]) -> None:
         """Store the pictures, complete the manifests and close the stores.
+
+        Parameters
+        ----------
+        status
+            How the recording ended.
+        images
+            The pictures of every sample.
+        notes
+            What a reader should know.
+        tiles
+            Row and column of the tile that a call worked at, by the number of the call; none where there are no tiles.
 
         Raises
         ------
@@ -82,13 +93,20 @@ class TraceSink:
         problems = []
         for sample, store in enumerate(self.stores):
             try:
-                self._close(store, status, images.of(sample), notes)
+                self._close(store, status, images.of(sample), notes, tiles)
             except OSError as problem:
                 problems.append(problem)
         if problems:
             raise problems[0]
 
-    def _close(self, store: TraceStore, status: Status, images: Mapping[str, Picture], notes: Sequence[str]) -> None:
+    def _close(
+        self,
+        store: TraceStore,
+        status: Status,
+        images: Mapping[str, Picture],
+        notes: Sequence[str],
+        tiles: Mapping[str, tuple[int, int]],
+    ) -> None:
         try:
             for name, picture in images.items():
                 store.write_image(name, picture)
@@ -96,7 +114,10 @@ class TraceSink:
             non_finite = [
                 f"{path}: values that are not finite, first in step {step}" for path, step in self.non_finite.items()
             ]
-            store.update(image_size=size, capture=store.manifest.capture | {"warnings": [*notes, *non_finite]})
+            found: dict[str, Any] = {"warnings": [*notes, *non_finite]}
+            if tiles:
+                found["tiles"] = {call: list(place) for call, place in tiles.items()}
+            store.update(image_size=size, capture=store.manifest.capture | found)
         finally:
             store.close(status)
 

@@ -15,9 +15,9 @@ from support.research.ldm import (
     CrossAttention,
     LatentDiffusion,
     MemoryEfficientCrossAttention,
-    sample_plms,
 )
-from support.truth import check_recording, kinds
+from support.research.samplers import PLMSSampler, SeparatePLMSSampler
+from support.truth import check_recording, kinds, true_scores
 from torch import Tensor
 
 from attrace.analysis import open_trace, ulam
@@ -37,7 +37,9 @@ def paint(model: LatentDiffusion, scale: float, keys: int = 1) -> Tensor:
     latent, rest = torch.randn(1, 4, 8, 6, generator=random), torch.randn(1, 5, 8, 6, generator=random)
     context = torch.randn(1, keys, 12, generator=random)
     with torch.no_grad():
-        return sample_plms(model, latent, rest, context, steps=3, scale=scale)
+        return PLMSSampler(model).sample(
+            3, 1, (4, 8, 6), context, latent, scale, torch.zeros_like(context), test_model_kwargs={"rest": rest}
+        )[0]
 
 
 @pytest.mark.parametrize(
@@ -81,15 +83,14 @@ def test_probabilities_are_those_that_the_einsum_gave(tmp_path: Path) -> None:
         np.testing.assert_allclose(softmax(scores, -1), truth, rtol=1e-5)
 
 
-def dress(model: ControlLDM) -> Tensor:
+def dress(model: ControlLDM, scale: float = 1.0, samples: int = 1) -> Tensor:
     random = torch.Generator().manual_seed(0)
-    latent, rest = torch.randn(1, 4, 8, 6, generator=random), torch.randn(1, 5, 8, 6, generator=random)
-    cloth, vector = torch.randn(1, 4, 8, 6, generator=random), torch.randn(1, 1, 12, generator=random)
+    latent, rest, cloth = (torch.randn(samples, channels, 8, 6, generator=random) for channels in (4, 5, 4))
+    vector = torch.randn(samples, 1, 12, generator=random)
+    given = {"c_concat": [cloth], "first_stage_cond": rest, "c_crossattn": [vector]}
+    without = given | {"c_crossattn": [torch.zeros_like(vector)]}
     with torch.no_grad():
-        for timestep in (901.0, 501.0, 1.0):
-            given = torch.cat([latent, rest], dim=1)
-            latent = latent - 0.1 * model.apply_model(given, torch.tensor([timestep]), vector, cloth)
-    return latent
+        return SeparatePLMSSampler(model).sample(2, samples, (4, 8, 6), given, latent, scale, without)[0]
 
 
 @pytest.mark.supports("StableVITON")
@@ -109,7 +110,7 @@ def test_cloth_lies_on_the_grid_of_the_queries_and_its_vector_apart(kind: Any, t
     assert sorted(vector) == SITES
     assert all(kinds(one) == [("cls", 1, None)] for one in vector.values())
     for one in {one.group: one for one in cloth.values() if one.encoding == "factors"}.values():
-        assert read_array(path, f"{one.group}/key_step")[:, 0].tolist() == [0, 1, 2]  # keys change over time
+        assert read_array(path, f"{one.group}/key_step")[:, 0].tolist() == [0, 1, 1]  # they change with the timestep
 
 
 @pytest.mark.supports("StableVITON")
@@ -125,6 +126,33 @@ def test_the_control_network_is_a_recording_of_its_own(tmp_path: Path) -> None:
     assert sorted(paths) == SITES[:2]
     with pytest.raises(InputError, match="no torch module of that name"):
         record(model, tmp_path / "none.zarr", network="controlnet")
+
+
+@pytest.mark.supports("StableVITON")
+@pytest.mark.parametrize("branch", ["conditional", "both"])
+def test_branches_that_are_called_one_by_one_make_one_step(branch: str, tmp_path: Path) -> None:
+    model, path = ControlLDM(), tmp_path / "run.zarr"
+    expected = dress(model, scale=5.0)
+    with true_scores(model.model.diffusion_model) as truth, record(model, path, branch=branch):
+        found = dress(model, scale=5.0)
+    assert torch.equal(found, expected)
+    manifest = read_manifest(path)
+    assert manifest.guidance.branches == ("conditional", "unconditional")
+    assert (manifest.guidance.scale, manifest.steps) == (5.0, 3)
+    recorded = read_scores(path)
+    assert {key[1] for key in recorded} == (
+        {"conditional"} if branch == "conditional" else {*manifest.guidance.branches}
+    )
+    for (site, kept, *_), scores in recorded.items():
+        first = manifest.guidance.branches.index(kept)
+        np.testing.assert_allclose(scores, np.concatenate(truth[site][first::2]), atol=1e-5)
+
+
+@pytest.mark.supports("StableVITON")
+def test_a_batch_is_not_taken_for_branches(tmp_path: Path) -> None:
+    model = ControlLDM()
+    with pytest.raises(InputError, match="pass 2 paths"), record(model, tmp_path / "run.zarr"):
+        dress(model, scale=5.0, samples=2)
 
 
 def test_an_unknown_profile_is_refused_with_those_there_are(tmp_path: Path) -> None:

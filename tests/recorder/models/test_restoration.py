@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.models import picture
 from support.reading import read_array, read_manifest, read_scores
-from support.research.restoration import UNet2DConditionModel
-from support.truth import check_recording, kinds
+from support.research.restoration import StableDiffusionControlNetPipeline, UNet2DConditionModel
+from support.truth import check_recording, kinds, true_scores
 from torch import Tensor
 
+from attrace.analysis import open_trace, ulam
 from attrace.recorder import KeyContext, Profile, record
 
 GUIDANCE = ("unconditional", "conditional")
@@ -59,6 +61,54 @@ def test_tiles_are_calls_of_their_own(tmp_path: Path) -> None:
     check_recording(unet, unet, lambda: restore(unet, tiles=3), path, guidance=GUIDANCE)
     assert read_array(path, "timestep").tolist() == [999] * 3 + [499] * 3
     assert "each tile is a call of its own" in str(read_manifest(path).capture["warnings"])
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param("pasd", marks=pytest.mark.supports("PASD")),
+        pytest.param("seesr", marks=pytest.mark.supports("SeeSR")),
+    ],
+)
+def test_the_place_of_a_tile_is_kept(family: str, tmp_path: Path) -> None:
+    pipeline, path = StableDiffusionControlNetPipeline(family), tmp_path / "run.zarr"
+    with record(pipeline, path, steps=slice(1, None)):
+        pipeline("a cat", picture(64, 96), tile_size=4)
+    places = [[top, left] for top in (0, 4) for left in (0, 4, 8)]
+    assert read_manifest(path).capture["tiles"] == {
+        str(call): place for call, place in enumerate(places * 2) if call > 0
+    }
+    trace = open_trace(path)
+    scores = next(iter(trace.scores.children.values())).children
+    one = next(iter(scores.values())).dataset["scores"]
+    chosen = (one.tile_row == 4) & (one.tile_column == 8)
+    calls = one.time[chosen].values.tolist()
+    assert calls == [5, 11]
+    assert trace.sel(time=calls).steps == 2
+    assert float(ulam(trace.sel(time=calls), direction="r2g").sum()) > 0
+
+    with record(pipeline, tmp_path / "whole.zarr"):
+        pipeline("a cat", picture(64, 96))
+    assert "tiles" not in read_manifest(tmp_path / "whole.zarr").capture
+    assert "tile_row" not in open_trace(tmp_path / "whole.zarr").scores.coords
+
+
+@pytest.mark.supports("SeeSR")
+def test_guess_mode_has_the_conditional_branch_alone_in_the_control_network(tmp_path: Path) -> None:
+    pipeline = StableDiffusionControlNetPipeline("seesr")
+    with (
+        true_scores(pipeline.controlnet) as truth,
+        record(pipeline, tmp_path / "unet.zarr"),
+        record(pipeline, tmp_path / "controlnet.zarr", network="controlnet"),
+    ):
+        pipeline("a cat", picture(64, 96), guess_mode=True)
+    assert read_manifest(tmp_path / "unet.zarr").guidance.branches == GUIDANCE
+    assert read_manifest(tmp_path / "controlnet.zarr").guidance.branches == ("conditional",)
+    recorded = read_scores(tmp_path / "controlnet.zarr")
+    assert recorded
+    for (site, branch, *_), scores in recorded.items():
+        assert branch == "conditional"
+        np.testing.assert_allclose(scores, np.concatenate(truth[site]), atol=1e-5)
 
 
 @pytest.mark.supports("SeeSR")

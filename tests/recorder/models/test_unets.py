@@ -172,6 +172,16 @@ def test_controlnet(capture: Any, tmp_path: Path) -> None:
             np.testing.assert_array_equal(scores[site], expected)
 
 
+@pytest.mark.supports("ControlNet beside a U-Net")
+def test_controlnet_in_guess_mode(tmp_path: Path) -> None:
+    pipeline, path = models.controlnet(), tmp_path / "controlnet.zarr"
+    call = text_call(pipeline, image=models.picture(16, 24), guess_mode=True, guidance_scale=4.0)
+    check_recording(pipeline, pipeline.controlnet, call, path, network="controlnet")
+    manifest = read_manifest(path)
+    assert (manifest.guidance.branches, manifest.guidance.scale) == (("conditional",), 4.0)
+    assert "".join(manifest.classes[0].tokens or ()).startswith("<|startoftext|>a</w>cat</w>")
+
+
 def test_a_model_with_no_profile_is_recorded_with_a_warning(tmp_path: Path) -> None:
     unet = models.tiny_unet()
     with torch.no_grad(), pytest.warns(LabelWarning, match=r"took its keys for reference.*4 x 4 patches"):  # noqa: SIM117

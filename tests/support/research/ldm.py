@@ -189,6 +189,9 @@ class LatentDiffusion(nn.Module):
         out: Tensor = self.model.diffusion_model(x, timesteps, context=context)
         return out
 
+    def decode_first_stage(self, latent: Tensor) -> Tensor:
+        return _decode(latent)
+
 
 class ControlLDM(nn.Module):
     """StableVITON's model: a control network of the cloth beside the denoiser."""
@@ -199,25 +202,17 @@ class ControlLDM(nn.Module):
         self.model = DiffusionWrapper(WarpUNetModel(**transformer))
         self.control_model = ControlNet(in_channels=4, **transformer)
 
-    def apply_model(self, x: Tensor, timesteps: Tensor, context: Tensor, cloth: Tensor) -> Tensor:
-        control = self.control_model(cloth, timesteps, context)
-        out: Tensor = self.model.diffusion_model(x, timesteps, context=context, control=control)
-        return out
+    def apply_model(self, x: Tensor, timesteps: Tensor, cond: dict[str, Any]) -> tuple[Tensor, None]:
+        """The conditioning as its scripts give it, and the noise with what comes beside it in training."""
+        context = torch.cat(cond["c_crossattn"], 1)
+        control = self.control_model(cond["c_concat"][0], timesteps, context)
+        given = torch.cat([x, cond["first_stage_cond"]], dim=1)
+        return self.model.diffusion_model(given, timesteps, context=context, control=control), None
+
+    def decode_first_stage(self, latent: Tensor) -> Tensor:
+        return _decode(latent)
 
 
-def sample_plms(
-    model: LatentDiffusion, latent: Tensor, rest: Tensor, context: Tensor, *, steps: int, scale: float
-) -> Tensor:
-    """A walk with the calls of the original PLMS sampler: one more than steps, both halves of guidance in one batch."""
-    first, *others = torch.linspace(981, 1, steps).round().tolist()
-    for timestep in (first, *(others[:1]), *others):
-        given = torch.cat([latent, rest], dim=1)
-        if scale == 1:
-            noise = model.apply_model(given, torch.full((len(given),), timestep), context)
-        else:
-            both = torch.cat([torch.zeros_like(context), context])
-            halves = model.apply_model(torch.cat([given] * 2), torch.full((2 * len(given),), timestep), both)
-            without, noise = halves.chunk(2)
-            noise = without + scale * (noise - without)
-        latent = latent - 0.1 * noise
-    return latent
+def _decode(latent: Tensor) -> Tensor:
+    """A picture, in [-1, 1], in place of the autoencoder's."""
+    return F.interpolate(latent[:, :3].tanh(), scale_factor=8)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import PIL.Image
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
@@ -92,3 +94,50 @@ class UNet2DConditionModel(nn.Module):
             hidden = block(hidden, encoder_hidden_states, reference)
         out: Tensor = self.conv_out(hidden)
         return out
+
+
+class StableDiffusionControlNetPipeline:
+    """Calls its networks as the pipelines of PASD and SeeSR do: for each tile of a large picture, in guess mode the
+    control network for the conditional branch alone."""
+
+    def __init__(self, family: str) -> None:
+        self.unet, self.controlnet = UNet2DConditionModel(family), UNet2DConditionModel(family)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str,  # noqa: ARG002
+        image: PIL.Image.Image,
+        num_inference_steps: int = 2,
+        guidance_scale: float = 5.0,
+        guess_mode: bool = False,
+        tile_size: int | None = None,
+    ) -> SimpleNamespace:
+        do_classifier_free_guidance = guidance_scale > 1
+        rows, columns = image.height // 8, image.width // 8
+        random = torch.Generator().manual_seed(0)
+        latents, text = torch.randn(1, 4, rows, columns, generator=random), torch.randn(2, 9, 10, generator=random)
+        for t in torch.linspace(999, 1, num_inference_steps):
+            noise = torch.zeros_like(latents)
+            tile = tile_size or max(rows, columns)
+            for top in range(0, rows, tile):
+                for left in range(0, columns, tile):
+                    if tile_size is not None:
+                        input_start_y, input_start_x = top, left  # noqa: F841
+                    part = latents[:, :, top : top + tile, left : left + tile]
+                    both = torch.cat([part] * 2) if do_classifier_free_guidance else part
+                    of_control = part if guess_mode else both
+                    self._call(self.controlnet, of_control, t, text)
+                    out = self._call(self.unet, both, t, text)
+                    noise[:, :, top : top + tile, left : left + tile] = out.mean(0, keepdim=True)
+            latents = latents - 0.1 * noise
+        pixels = nn.functional.interpolate(latents[:, :3].sigmoid(), scale_factor=8.0)[0]
+        array = (255 * pixels).byte().permute(1, 2, 0).numpy()
+        return SimpleNamespace(images=[PIL.Image.fromarray(array)])
+
+    def _call(self, network: UNet2DConditionModel, sample: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        random = torch.Generator().manual_seed(int(t))
+        count, (rows, columns) = len(sample), sample.shape[2:]
+        pixels = tuple(torch.randn(count, WIDTH, rows // size, columns // size, generator=random) for size in (2, 1))
+        out: Tensor = network(sample, t, text[-count:], pixels, torch.randn(count, 145, 6, generator=random))
+        return nn.functional.interpolate(out, size=(rows, columns))
