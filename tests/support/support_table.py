@@ -34,11 +34,11 @@ _OURS = "small networks of ours with its names and calls"
 
 ROWS: Final[Mapping[str, Row]] = {
     "Paint-by-Example, diffusers": Row("paint-by-example", _TINY, "paint_by_example"),
-    "Paint-by-Example, original code": Row("paint-by-example-ldm", _OURS, ""),
-    "DCI-VTON": Row("dci-vton", _OURS, ""),
-    "StableVITON": Row("stableviton", _OURS, ""),
-    "PASD": Row("pasd", _OURS, ""),
-    "SeeSR": Row("seesr", _OURS, ""),
+    "Paint-by-Example, original code": Row("paint-by-example-ldm", _OURS, "research_code"),
+    "DCI-VTON": Row("dci-vton", _OURS, "research_code"),
+    "StableVITON": Row("stableviton", _OURS, "research_code"),
+    "PASD": Row("pasd", _OURS, "research_code"),
+    "SeeSR": Row("seesr", _OURS, "research_code"),
     "Stable Diffusion 1.5, 2 (DAAM)": Row("stable-diffusion", _TINY, "token_maps"),
     "Stable Diffusion XL (DAAM)": Row("stable-diffusion-xl", _TINY, "token_maps"),
     "Prompt-to-Prompt": Row("stable-diffusion", _TINY, "prompt_to_prompt"),
