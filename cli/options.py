@@ -61,6 +61,20 @@ def step_range(text: str) -> int | slice:
     return slice(start, stop)
 
 
+def kept_steps(text: str) -> slice | tuple[int, ...]:
+    """Calls to record: numbers such as `0,10,20`, or FIRST:LAST:EVERY, each of which may be left out."""
+    parts = text.split(":")
+    numbers = text.split(",") if len(parts) == 1 else [part for part in parts if part]
+    if len(parts) > 3 or not all(number.isdecimal() for number in numbers):
+        raise click.BadParameter(f"expected calls such as 0,10,20 or 0:40 or ::4 (both ends included), found {text!r}")
+    if len(parts) == 1:
+        return tuple(map(int, numbers))
+    first, last, every = (int(part) if part else None for part in (*parts, "")[:3])
+    if every == 0 or (last is not None and last < (first or 0)):
+        raise click.BadParameter(f"expected the first call before the last, and one of at least 1, found {text!r}")
+    return slice(first, None if last is None else last + 1, every)
+
+
 def comma_list(text: str) -> tuple[str, ...]:
     """Words, such as `images,prompts`."""
     words = tuple(part.strip() for part in text.split(","))

@@ -14,18 +14,9 @@ import click
 from attrace.cli.errors import recorder_needed
 from attrace.cli.inputs import read_inputs, stored_picture
 from attrace.cli.jobs import STORED_AS, done_text, messages_on_stderr, read_list, record_list
-from attrace.cli.options import (
-    CONTEXTS,
-    byte_size,
-    citation_option,
-    examples,
-    json_option,
-    licence_option,
-    overwrite_option,
-    size,
-    text_or_file,
-)
+from attrace.cli.options import citation_option, examples, json_option, licence_option, overwrite_option, text_or_file
 from attrace.cli.output import check_output, print_json, say
+from attrace.cli.recording import recording_arguments, recording_options
 
 
 @click.command(
@@ -34,6 +25,8 @@ from attrace.cli.output import check_output, print_json, say
         """attrace record --pipeline owner/name --steps 50 --seed 0 --device cuda --dtype float16
 --input image=@scene.png --input mask_image=@mask.png --input example_image=@shoe.png
 --scene image --mask mask_image --reference example_image -o run.zarr --save-image run.png""",
+        """attrace record --pipeline ./kontext --input image=@photo.png --input prompt="make it snow" --dtype bfloat16
+--context reference --context text --layers "transformer_blocks.*" --steps-kept ::4 --limit-bytes 20GB -o run.zarr""",
         "attrace record --pipeline ./pipeline --jobs jobs.jsonl --steps 20 -o runs",
     )
 )
@@ -41,6 +34,10 @@ from attrace.cli.output import check_output, print_json, say
 @click.option("--class", "class_name", metavar="NAME", help="A diffusers class, or package.module:Class.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--local-files-only", is_flag=True, help="Download nothing.")
+@click.option("--ip-adapter", metavar="PATH_OR_ID", help="Folder of an IP-Adapter's weights, or its hub id.")
+@click.option(
+    "--ip-adapter-weights", metavar="FILE", help="The file in it, such as models/ip-adapter_sd15.safetensors."
+)
 @click.option("--input", "inputs", multiple=True, metavar="NAME=VALUE", help="Argument: JSON, text, or @picture file.")
 @click.option("--steps", type=click.IntRange(min=1), help="num_inference_steps of the pipeline.")
 @click.option("--seed", type=int, help="Seed of the noise, kept in the trace.")
@@ -65,28 +62,7 @@ from attrace.cli.output import check_output, print_json, say
 @click.option("--mask", metavar="NAME_OR_FILE", help="Mask to keep.")
 @click.option("--scene", metavar="NAME_OR_FILE", help="Input picture to keep.")
 @click.option("--save-image", type=click.Path(path_type=Path), metavar="FILE", help="Write the generated picture too.")
-@click.option("--layers", multiple=True, metavar="GLOB", help="Layers by module path; may be repeated.")
-@click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are, if the pipeline is not known.")
-@click.option("--key-grid", type=size, metavar="ROWSxCOLUMNS", help="Grid of the keys, if the pipeline is not known.")
-@click.option(
-    "--encoding",
-    type=click.Choice(("auto", "scores", "factors")),
-    default="auto",
-    show_default=True,
-    help="Store scores, or their factors.",
-)
-@click.option(
-    "--capture",
-    type=click.Choice(("auto", "hooks", "attention")),
-    default="auto",
-    show_default=True,
-    help="How attention is seen.",
-)
-@click.option("--branch", default="conditional", show_default=True, help="Branch of guidance to keep, or both.")
-@click.option("--limit", type=byte_size, metavar="BYTES", help="Largest size before compression, such as 2GB.")
-@click.option("--self-attention", is_flag=True, help="Record self-attention too.")
-@click.option("--allow-gaps", is_flag=True, help="Accept layers that some steps skip.")
-@click.option("--no-prompts", is_flag=True, help="Keep no prompt and no token text.")
+@recording_options
 @licence_option
 @citation_option
 @overwrite_option
@@ -107,9 +83,8 @@ def record(
     mask: str | None,
     scene: str | None,
     save_image: Path | None,
-    layers: tuple[str, ...],
-    limit: int | None,
-    no_prompts: bool,
+    ip_adapter: str | None,
+    ip_adapter_weights: str | None,
     citation: str | None,
     overwrite: bool,
     as_json: bool,
@@ -118,18 +93,18 @@ def record(
     """Run a diffusers pipeline and record its attention.
 
     The pipeline runs as it would without recording: its picture is the same, bit for bit. Prints the path of the
-    trace. A run that is stopped leaves a readable trace of its finished steps.
+    trace. A run that is stopped leaves a readable trace of its finished steps. The size is estimated in the first step
+    that is kept, and told before anything is written.
 
     --jobs records a list of runs with one loaded pipeline: one JSON object a line, with id or output, inputs, seed,
     steps, reference, mask, scene, save_image; what a line lacks is taken from the options. Complete traces are
     skipped, so the same command goes on after an interruption, and several processes or machines can share the list.
     """
-    options |= {
-        "layers": layers or None,
+    if (ip_adapter is None) != (ip_adapter_weights is None):
+        raise click.UsageError("--ip-adapter and --ip-adapter-weights go together: the folder, and the file in it")
+    options = recording_arguments(**options) | {
         "model_id": source,
         "revision": revision,
-        "limit_bytes": limit,
-        "prompts": not no_prompts,
         "citation": text_or_file(citation),
     }
 
@@ -143,6 +118,7 @@ def record(
             dtype=dtype,
             device=device,
             local_files_only=local_files_only,
+            ip_adapter=None if ip_adapter is None or ip_adapter_weights is None else (ip_adapter, ip_adapter_weights),
         )
 
     target = _local(output)

@@ -30,6 +30,7 @@ def load_pipeline(
     dtype: str = "float32",
     device: str = "cpu",
     local_files_only: bool = False,
+    ip_adapter: tuple[str, str] | None = None,
 ) -> Any:
     """Load a diffusers pipeline and move it to a device.
 
@@ -47,11 +48,13 @@ def load_pipeline(
         A device of torch, such as `cpu` or `cuda`.
     local_files_only
         Download nothing.
+    ip_adapter
+        Folder or repository of an IP-Adapter, and the file of its weights in there, perhaps in a subfolder.
 
     Raises
     ------
     InputError
-        If the device is not there, the class unknown, or nothing can be loaded from `source`.
+        If the device is not there, the class unknown, or nothing can be loaded from `source` or of the adapter.
     """
     _check_device(device)
     _restore_moved_pipelines()
@@ -78,8 +81,22 @@ def load_pipeline(
             f"cannot load a pipeline from {source!r}: expected a folder that a pipeline was saved to, or the id of a "
             f"repository such as 'owner/name'; found: {_first_line(error)}"
         ) from error
+    if ip_adapter is not None:
+        _load_ip_adapter(pipeline, *ip_adapter, local_files_only=local_files_only)
     pipeline.set_progress_bar_config(disable=None)  # shown on a terminal only
     return pipeline.to(device)
+
+
+def _load_ip_adapter(pipeline: Any, source: str, weights: str, *, local_files_only: bool) -> None:
+    folder, _, name = weights.rpartition("/")
+    if not hasattr(pipeline, "load_ip_adapter"):
+        raise InputError(f"{type(pipeline).__name__} takes no IP-Adapter")
+    try:
+        pipeline.load_ip_adapter(source, subfolder=folder, weight_name=name, local_files_only=local_files_only)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"cannot load an IP-Adapter from {weights!r} in {source!r}, made for this pipeline: {_first_line(error)}"
+        ) from error
 
 
 def call_arguments(pipeline: Any, given: Mapping[str, Any], *, steps: int | None, seed: int | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from support.commands import box_mask, examples_of, noise_picture
 
 from attrace.cli import main
-from attrace.cli.options import CONTEXTS, DIRECTIONS, LEVELS, box, byte_size, pixel, size, step_range
+from attrace.cli.options import CONTEXTS, DIRECTIONS, LEVELS, box, byte_size, kept_steps, pixel, size, step_range
 from attrace.cli.reference import command_reference
 from attrace.schemas import words
 
@@ -112,6 +112,11 @@ print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
         (step_range, "0:9", slice(0, 9)),
         (step_range, ":9", slice(None, 9)),
         (step_range, "5:", slice(5, None)),
+        (kept_steps, "0,10,20", (0, 10, 20)),
+        (kept_steps, "7", (7,)),
+        (kept_steps, "0:9", slice(0, 10, None)),
+        (kept_steps, "::4", slice(None, None, 4)),
+        (kept_steps, ":", slice(None, None, None)),
         (byte_size, "500", 500),
         (byte_size, "1.5kB", 1500),
         (byte_size, "2GB", 2 * 10**9),
@@ -130,6 +135,7 @@ def test_options_are_read(convert: object, text: str, expected: object) -> None:
         *[(pixel, text) for text in ("1", "1,2,3", "-1,2", "1.5,2")],
         *[(box, text) for text in ("1,2,3", "3,2,3,4", "1,4,3,4")],
         *[(step_range, text) for text in ("", "a", "9:0", "1:2:3", "-1")],
+        *[(kept_steps, text) for text in ("", "a", "9:0", "::0", "1:2:3:4", "-1", "1,", "1,2:3")],
         *[(byte_size, text) for text in ("", "GB", "-1", "2XB")],
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import Result
 from support.commands import examples_of
-from support.models import box_mask, demo, paint_by_example, picture, stable_diffusion
+from support.models import box_mask, controlnet, demo, paint_by_example, picture, stable_diffusion
 from support.transformers import flux_kontext
 
 from attrace.analysis import open_trace
@@ -145,6 +145,27 @@ def test_joint_attention_is_found_by_the_class_of_the_pipeline(run: Run, tmp_pat
         assert result.exit_code == 0, result.output
         (one,) = open_trace(tmp_path / "run.zarr").manifest.classes
         assert (one.context, one.keys, one.has_lse, one.query_grid) == (context, keys, True, (4, 6))
+    both = ("--context", "reference", "--context", "text", "--steps-kept", "1:", "--layers", "transformer_blocks.*")
+    result = run("record", *arguments, *both, "--limit-bytes", "1MB", "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert "recording 2 sites: about" in result.stderr
+    trace = open_trace(tmp_path / "run.zarr")
+    assert trace.contexts == ("reference", "text")
+    assert (trace.time.tolist(), trace.layers) == ([1], ("transformer_blocks.0.attn",))
+    result = run("record", *arguments, "--limit-bytes", "10", "--overwrite")
+    assert "limit_bytes allows 10 B" in failed(result, code=1)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_profile_and_another_network_are_named(run: Run, tmp_path: Path) -> None:
+    controlnet().save_pretrained(tmp_path / "text")
+    inputs = [f"--input={one}" for one in ("prompt=cat", "image=@scene.png", "height=16", "width=16")]
+    arguments = ["record", "--pipeline", "text", *inputs, "--steps", "2", "-o", "run.zarr"]
+    result = run(*arguments, "--profile", "seesr", "--network", "controlnet")
+    assert result.exit_code == 0, (result.output, result.exception)
+    manifest = open_trace("run.zarr").manifest
+    assert (manifest.capture["profile"], manifest.denoiser.class_name) == ("seesr", "ControlNetModel")
+    assert "stable-diffusion-xl" in failed(run(*arguments, "--profile", "none of them", "--overwrite"))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +186,8 @@ def test_joint_attention_is_found_by_the_class_of_the_pipeline(run: Run, tmp_pat
         (("--device", "abacus"), "expected a device of torch"),
         (("--layers", "mid.none"), "mid.none"),
         (("--limit", "many"), "500MB"),
+        (("--steps-kept", "9:0"), "the first call before the last"),
+        (("--ip-adapter", "adapter"), "go together"),
         (("--key-grid", "16"), "ROWSxCOLUMNS"),
     ],
 )

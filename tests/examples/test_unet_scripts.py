@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,20 @@ def test_controlnet() -> None:
     ],
 )
 def test_ip_adapter(make: Any) -> None:
+    pipeline = make_with_adapter(make)
+    arguments = ["--adapter", "adapter", "--weights", "tiny.safetensors", "--image", "reference.png"]
+    manifest = run("ip_adapter", pipeline, *arguments, "--prompt", "a cat", *SIZE)
+    assert {one.context for one in manifest.classes} == {"text", "image-prompt"}
+
+    given = ["prompt=cat", "ip_adapter_image=@reference.png", "height=32", "width=32"]
+    options = ["--ip-adapter", "adapter", "--ip-adapter-weights", "models/tiny.safetensors"]
+    assert {one.context for one in run_command(*given, options=options).classes} == {"text", "image-prompt"}
+    result = CliRunner().invoke(attrace, [*COMMAND, *options[:3], "models/none.safetensors", "--overwrite"])
+    assert "cannot load an IP-Adapter from 'models/none.safetensors'" in result.output
+
+
+def make_with_adapter(make: Any) -> Any:
+    """A pipeline that can take an adapter, whose weights lie in a folder beside it."""
     pipeline = make()
     encoder = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
@@ -104,9 +118,18 @@ def test_ip_adapter(make: Any) -> None:
     pipeline.register_modules(image_encoder=encoder.eval(), feature_extractor=CLIPImageProcessor(crop_size=32, size=32))
     Path("adapter/models").mkdir(parents=True)
     save_file(adapter_weights(pipeline.unet, 12), "adapter/models/tiny.safetensors")
-    arguments = ["--adapter", "adapter", "--weights", "tiny.safetensors", "--image", "reference.png"]
-    manifest = run("ip_adapter", pipeline, *arguments, "--prompt", "a cat", *SIZE)
-    assert {one.context for one in manifest.classes} == {"text", "image-prompt"}
+    return pipeline
+
+
+COMMAND = ["record", "--pipeline", "model", "--steps", "2", "-o", "run.zarr"]
+
+
+def run_command(*inputs: str, options: Sequence[str] = ()) -> Any:
+    """Record a saved pipeline by the command line; the trace's manifest."""
+    given = [part for one in inputs for part in ("--input", one)]
+    result = CliRunner().invoke(attrace, [*COMMAND, "--overwrite", *options, *given])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return read_manifest(Path("run.zarr"))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +151,4 @@ def test_the_command_line_needs_no_script(make: Any, inputs: str) -> None:
     pipeline = make()
     save(pipeline)
     sizes = ["height=32", "width=32"] if "height" in signature(type(pipeline).__call__).parameters else []
-    given = [part for one in (*inputs.split(), *sizes) for part in ("--input", one)]
-    result = CliRunner().invoke(attrace, ["record", "--pipeline", "model", "--steps", "2", "-o", "run.zarr", *given])
-    assert result.exit_code == 0, (result.output, result.exception)
-    assert read_manifest(Path("run.zarr")).steps >= 2
+    assert run_command(*inputs.split(), *sizes).steps >= 2

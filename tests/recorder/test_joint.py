@@ -93,6 +93,7 @@ BLOCKS = ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn", "sing
 
 
 class TestFlux:
+    @pytest.mark.supports("Flux Kontext")
     def test_kontext_records_its_reference(self, kontext: Any, tmp_path: Path) -> None:
         expected = edit(kontext)
         before = dict(attention_dispatch._AttentionBackendRegistry._backends)
@@ -111,6 +112,7 @@ class TestFlux:
         compare_with_model(tmp_path / "run.zarr", calls, KONTEXT, FLUX_QUERIES)
         assert ulam(open_trace(tmp_path / "run.zarr"), direction="g2r").shape == (5, 3)
 
+    @pytest.mark.supports("Flux Kontext")
     @pytest.mark.parametrize("encoding", ["scores", "factors"])
     def test_every_context_of_both_branches(self, kontext: Any, encoding: Any, tmp_path: Path) -> None:
         with (
@@ -140,6 +142,7 @@ class TestFlux:
         assert texts["conditional"][:7] == ("▁", "a", "▁", "c", "a", "t", "</s>")  # type: ignore[index]
         assert texts["unconditional"][:4] == ("▁", "d", "o", "g")  # type: ignore[index]
 
+    @pytest.mark.supports("Flux Kontext")
     def test_the_unconditional_pass_is_no_step(self, kontext: Any, tmp_path: Path) -> None:
         for name, steps, times in (("all", None, [0, 1, 2]), ("one", [1], [1])):
             with record(kontext, tmp_path / name, steps=steps, layers="transformer_blocks.*"):
@@ -180,6 +183,7 @@ class TestFlux:
         assert manifest.steps == 1
         assert "call 1 is left out" in str(manifest.capture["warnings"])
 
+    @pytest.mark.supports("Flux")
     def test_without_a_reference_the_text_is_recorded(self, tmp_path: Path) -> None:
         pipeline = transformers.flux()
         with transformers.joint_calls(pipeline.transformer) as calls, record(pipeline, tmp_path / "run.zarr"):
@@ -193,6 +197,7 @@ class TestFlux:
         ):
             generate(pipeline)
 
+    @pytest.mark.supports("Flux Redux")
     @pytest.mark.parametrize("key_grid", [None, (3, 3)])
     def test_redux_adds_its_reference_to_the_text(self, key_grid: Any, tmp_path: Path) -> None:
         pipeline, text = transformers.flux(), 512 if key_grid is None else 7
@@ -217,6 +222,7 @@ class TestFlux:
         spans = {"text": slice(0, text), "reference": slice(text, text + 9)}
         compare_with_model(tmp_path / "run.zarr", calls, spans, queries)
 
+    @pytest.mark.supports("Flux")
     def test_a_block_cache_leaves_gaps(self, tmp_path: Path) -> None:
         pipeline = transformers.flux()
         pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
@@ -261,6 +267,7 @@ def flux_call(text: int = 7) -> dict[str, Any]:
     }
 
 
+@pytest.mark.supports("Flux 2")
 def test_flux_2_has_references_and_one_projection_for_everything(tmp_path: Path) -> None:
     denoiser, random = transformers.flux2_transformer(), models.noise()
     pictures = [(0, ROWS, COLUMNS), (10, 3, 3), (20, 2, 5)]  # number, rows, columns, as Flux2Pipeline numbers them
@@ -308,6 +315,7 @@ def test_an_ip_adapter_beside_joint_attention(tmp_path: Path) -> None:
 
 
 class TestStableDiffusion3:
+    @pytest.mark.supports("Stable Diffusion 3, 3.5")
     @pytest.mark.parametrize("qk_norm", [None, "rms_norm"])
     def test_text_after_the_picture(self, qk_norm: str | None, tmp_path: Path) -> None:
         pipeline = transformers.stable_diffusion_3(qk_norm=qk_norm)
@@ -324,6 +332,7 @@ class TestStableDiffusion3:
         words = slice(GENERATED, GENERATED + 28)
         compare_with_model(tmp_path / "run.zarr", calls, {"text": words}, slice(0, GENERATED))
 
+    @pytest.mark.supports("Stable Diffusion 3, 3.5")
     def test_attention_of_the_picture_to_itself_on_request(self, tmp_path: Path) -> None:
         pipeline = transformers.stable_diffusion_3()
         with record(pipeline, tmp_path / "run.zarr", self_attention=True):
@@ -336,6 +345,7 @@ class TestStableDiffusion3:
         }
         assert {one.query_grid for one in own} == {(ROWS, COLUMNS)}
 
+    @pytest.mark.supports("Stable Diffusion 3, 3.5")
     def test_the_call_that_skips_layers_is_no_step(self, tmp_path: Path) -> None:
         pipeline = transformers.stable_diffusion_3()
         with record(pipeline, tmp_path / "run.zarr", branch="both") as recording:
@@ -352,6 +362,7 @@ class TestQwenImage:
             monkeypatch.setattr(module, lambda *_, pair=name == "edit_plus": (32, 48) if pair else (32, 48, None))
 
     @pytest.mark.usefixtures("small")
+    @pytest.mark.supports("Qwen-Image-Edit, Edit Plus")
     @pytest.mark.parametrize("plus", [False, True])
     def test_edits(self, plus: bool, tmp_path: Path) -> None:
         pipeline = transformers.qwen_image_edit_plus() if plus else transformers.qwen_image_edit()
@@ -385,6 +396,7 @@ class TestQwenImage:
                 scores = stored_scores(tmp_path / "run.zarr", one, step, 0)
                 np.testing.assert_allclose(scores, whole[..., span], atol=1e-5)
 
+    @pytest.mark.supports("Qwen-Image")
     def test_masked_text(self, tmp_path: Path) -> None:
         denoiser: QwenImageTransformer2DModel = transformers.qwen_image_edit().transformer
         mask = torch.ones(2, 9, dtype=torch.bool)

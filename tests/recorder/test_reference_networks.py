@@ -84,6 +84,7 @@ def scores_of(path: Path, one: Any, layer: int) -> NDArray[np.float64]:
     return scores
 
 
+@pytest.mark.supports("Joined keys (IDM-VTON, Leffa)")
 @pytest.mark.parametrize("joins", ["whole", "input", "projected"])
 @pytest.mark.parametrize("number", [1, 2])
 def test_joined_keys_are_the_reference(joins: str, number: int, tmp_path: Path) -> None:
@@ -134,6 +135,7 @@ def test_where_nothing_is_joined_self_attention_is_left_out(tmp_path: Path) -> N
     assert {one.context for one in read_manifest(tmp_path / "run.zarr").classes} == {"text"}
 
 
+@pytest.mark.supports("Replaced keys (MasaCtrl)")
 def test_keys_that_take_the_place_of_the_pictures_own(tmp_path: Path) -> None:
     unet, processors = joined_unet("replaces")
     with record(unet, tmp_path / "run.zarr", profile=MUTUAL_ATTENTION):
@@ -146,6 +148,7 @@ def test_keys_that_take_the_place_of_the_pictures_own(tmp_path: Path) -> None:
         np.testing.assert_allclose(scores_of(tmp_path / "run.zarr", one, layer), whole, atol=1e-5)
 
 
+@pytest.mark.supports("Joined keys (IDM-VTON, Leffa)")
 @pytest.mark.parametrize("context", ["reference", "text"])
 def test_one_context_alone(context: Any, tmp_path: Path) -> None:
     unet, _ = joined_unet("whole")

@@ -31,6 +31,7 @@ class Row:
 
 _TINY = "diffusers' classes, tiny random weights"
 _OURS = "small networks of ours with its names and calls"
+_JOINED = "diffusers' U-Net, tiny random weights, processors of ours that join keys"
 
 ROWS: Final[Mapping[str, Row]] = {
     "Paint-by-Example, diffusers": Row("paint-by-example", _TINY, "paint_by_example"),
@@ -48,6 +49,15 @@ ROWS: Final[Mapping[str, Row]] = {
     "SD inpainting": Row("inpainting", _TINY, "inpainting"),
     "x4 upscaler": Row("upscaler", _TINY, "upscaler"),
     "ControlNet beside a U-Net": Row("stable-diffusion", _TINY, "controlnet"),
+    "Stable Diffusion 3, 3.5": Row("stable-diffusion-3", _TINY, "sd3"),
+    "Flux": Row("flux", _TINY, ""),
+    "Flux Kontext": Row("flux-kontext", _TINY, "flux_kontext"),
+    "Flux Redux": Row("flux", _TINY, ""),
+    "Flux 2": Row("flux-2", _TINY, ""),
+    "Qwen-Image": Row("qwen-image", _TINY, ""),
+    "Qwen-Image-Edit, Edit Plus": Row("qwen-image-edit", _TINY, "qwen_image_edit"),
+    "Joined keys (IDM-VTON, Leffa)": Row("reference-network", _JOINED, "reference_network"),
+    "Replaced keys (MasaCtrl)": Row("mutual-attention", _JOINED, ""),
 }
 """By their names in the table, in its order."""
 
