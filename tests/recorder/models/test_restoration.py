@@ -14,9 +14,10 @@ from support.truth import check_recording, kinds, true_scores
 from torch import Tensor
 
 from attrace.analysis import open_trace, ulam
-from attrace.recorder import KeyContext, Profile, record
+from attrace.recorder import record
 
 GUIDANCE = ("unconditional", "conditional")
+DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"
 
 
 def restore(unet: UNet2DConditionModel, tiles: int = 1) -> Tensor:
@@ -143,23 +144,16 @@ def test_two_networks_of_one_run(tmp_path: Path) -> None:
         np.testing.assert_array_equal(scores, second[site])
 
 
-def test_a_profile_of_ones_own(tmp_path: Path) -> None:
-    """The profile that docs/models.md shows."""
-    profile = Profile(
-        "my-restorer",
-        contexts=(
-            KeyContext("reference", "query-grid", layers="*.attn2_plus"),
-            KeyContext("text", "text"),
-        ),
-        guidance={2: ("unconditional", "conditional")},
-        denoiser="unet",
-        note="the control picture is encoded anew in every step",
-    )
+def test_the_profile_that_the_documentation_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, section = DOCUMENT.read_text().partition("### A profile of your own\n")
+    code = section.partition("```python\n")[2].partition("```")[0]
+    assert code.count("    ...\n") == 1
+    monkeypatch.chdir(tmp_path)
     unet = UNet2DConditionModel("pasd-light")
-    with record(unet, tmp_path / "run.zarr", profile=profile):
-        restore(unet)
+    exec(code.replace("    ...\n", "    restore(unet)\n"), {"unet": unet, "restore": restore})
     manifest = read_manifest(tmp_path / "run.zarr")
-    assert {one.context for one in manifest.classes} == {"reference", "text"}
+    contexts = {site.path.rpartition(".")[2]: one.context for one in manifest.classes for site in one.sites}
+    assert contexts == {"attn2_plus": "reference", "attn2": "text"}
     assert manifest.guidance.branches == GUIDANCE
     assert manifest.capture["profile"] == "my-restorer"
     assert manifest.capture["warnings"] == ["the control picture is encoded anew in every step"]
