@@ -54,7 +54,8 @@ class PLMSSampler:
             return noise
         both = torch.cat([unconditional_conditioning, c])
         without, noise = self.model.apply_model(torch.cat([given] * 2), torch.cat([t] * 2), both).chunk(2)
-        return without + unconditional_guidance_scale * (noise - without)
+        guided: Tensor = without + unconditional_guidance_scale * (noise - without)
+        return guided
 
 
 class SeparatePLMSSampler(PLMSSampler):
@@ -67,9 +68,10 @@ class SeparatePLMSSampler(PLMSSampler):
         t: Tensor,
         unconditional_guidance_scale: float = 1.0,
         unconditional_conditioning: Any = None,
+        test_model_kwargs: Any = None,  # noqa: ARG002
     ) -> Tensor:
         noise: Tensor = self.model.apply_model(x, t, c)[0]
         if unconditional_conditioning is None or unconditional_guidance_scale == 1.0:
             return noise
-        without = self.model.apply_model(x, t, unconditional_conditioning)[0]
+        without: Tensor = self.model.apply_model(x, t, unconditional_conditioning)[0]
         return without + unconditional_guidance_scale * (noise - without)
