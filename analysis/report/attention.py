@@ -109,5 +109,6 @@ def quantised(rows: NDArray[np.float32], levels: int) -> tuple[NDArray[np.uint8]
         float32, without the last dimension: whole * quantum is within half a quantum of the value.
     """
     quanta = rows.max(axis=-1) / np.float32(levels)
+    known = np.isfinite(quanta)[..., None]  # a row with a NaN keeps NaN for its quantum alone
     safe: NDArray[Any] = np.where(quanta > 0, quanta, 1)[..., None]
-    return np.minimum(np.rint(rows / safe), levels).astype(np.uint8), quanta
+    return np.minimum(np.rint(np.where(known, rows, 0) / safe), levels).astype(np.uint8), quanta

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from attrace.analysis.figures.text import labels_along
 from attrace.analysis.levels import level_maps
 from attrace.analysis.report.attention import Attention, attention_of, lazy_attention, quantised
-from attrace.analysis.report.pictures import picture_pixels
+from attrace.analysis.report.pictures import UNITS, picture_pixels
 from attrace.analysis.report.plan import ReportClass, ReportPlan, Side, plan_report
 from attrace.analysis.resize import bicubic_matrix
 from attrace.analysis.sram import picture_size
@@ -34,8 +35,6 @@ LEVELS_OF_QUANTISATION: Final = (255, 127, 63, 31, 15)
 
 BYTES_PER_VALUE: Final = 0.7
 """Upper bound of what one value takes at the coarsest of these, compressed, as text."""
-
-UNITS: Final = {"density": "x even", "weight": "of the attention"}
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,10 @@ def _facts(
         "regions": regions,
         "grids": plan.grids,
         "sizes": {
-            "generated": picture_size(trace, "g2r"),
-            "reference": picture_size(trace, "r2g") if plan.view == "picture" else None,
+            "generated": picture_size(trace, "g2r")
+            if trace.manifest.image_size or "generated" in trace.images
+            else None,
+            "reference": picture_size(trace, "r2g") if plan.view == "picture" and "reference" in trace.images else None,
         },
         "start": _start(plan, maps),
         "layers": layers,
@@ -232,5 +233,9 @@ def _axes(matrix: Any, old: tuple[int, int], new: tuple[int, int]) -> dict[str, 
 
 def scores_table(scores: TraceScores) -> list[list[str]]:
     """The numbers of `attrace score` as lines of text, with a header."""
-    rows = [[row.score.replace("_", " "), row.of, f"{row.value:.4g}", row.better] for row in scores.rows()]
+    rows = [[row.score.replace("_", " "), row.of, _number(row.value), row.better] for row in scores.rows()]
     return [["score", "of", "value", "better"], *rows]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "infinite" if value > 0 else "nothing to compare"

@@ -83,7 +83,7 @@ function attention(way) {
             doubt += quantum / 2;
           }
         });
-        if (weight === 0) return;
+        if (weight === 0 || !Number.isFinite(doubt)) return;
         const made = resized(sums, one[SIDE[shown]].kept, one.resize[way]);
         for (let cell = 0; cell < total.length; cell++) total[cell] += Math.max(0, made[cell]) / weight * even;
         error += doubt / weight * even * one.gain[way];
@@ -117,20 +117,22 @@ function greyOf(picture) {
 const pictures = {};
 for (const name of ["generated", "reference"]) {
   const picture = arrays[`picture_${name}`];
-  if (picture !== undefined) pictures[name] = {colour: picture, grey: greyOf(picture)};
+  if (picture !== undefined && part(figures[name], "picture")) pictures[name] = {colour: picture, grey: greyOf(picture)};
 }
 
 function explain(way, values) {
   const chosen = CHOSEN[way], shown = SHOWN[way], box = boxes[chosen], finite = values.some(Number.isFinite);
-  let what = `${facts.names[chosen]} ${cellName(chosen, box.row, box.column)}`;
-  if (facts.view === "whole") what = "All keys";
+  const listed = chosen === "reference" && facts.view === "tokens";
+  let what = `${listed ? "The" : facts.names[chosen]} ${cellName(chosen, box.row, box.column)}`;
+  if (facts.view === "whole") what = "The attention of all keys together";
   else if (way === "g2r" && region() === "mask") what = "The mask";
-  else if (box.rows * box.columns > 1) what += ` and the ${box.rows} x ${box.columns} patches from there`;
-  if (!finite) return `${what}: the layer was not called in these steps.`;
+  else if (box.rows * box.columns > 1) what += ` (${box.rows} x ${box.columns} from there)`;
+  if (!finite) return `${what}: there are no values in these steps.`;
   const best = values.reduce((top, value, cell) => (value > values[top] ? cell : top), 0);
   const place = cellName(shown, Math.floor(best / grids[shown][1]), best % grids[shown][1]);
   const verb = way === "g2r" ? "takes most from" : "goes most to";
-  return `${what} ${verb} ${facts.names[shown].toLowerCase()} ${place}: ${digits(values[best])} ${unit()}.`;
+  const onto = shown === "reference" && facts.view === "tokens" ? "" : `${facts.names[shown].toLowerCase()} `;
+  return `${what} ${verb} ${onto}${place}: ${digits(values[best])} ${unit()}.`;
 }
 
 function colours(values, fixed) {
@@ -151,8 +153,8 @@ function show() {
   for (const name of Object.keys(figures)) {
     const drawn = part(figures[name], "heat");
     drawn.visible = name === shown;
-    if (pictures[name]) {
-      const under = part(figures[name], "picture").data_source;
+    const under = part(figures[name], "picture")?.data_source;
+    if (under) {
       under.data = {...under.data, image: [name === shown ? pictures[name].grey : pictures[name].colour]};
     }
   }
@@ -288,8 +290,9 @@ function onScale() {
 }
 
 function onOpacity() {
-  for (const figure of [...Object.values(figures), ...Object.values(galleries)])
-    part(figure, "heat").glyph.global_alpha = opacity_slider.value;
+  // without a picture below, the colours are those of the legend
+  const shown = [...Object.entries(figures), ...Object.entries(galleries).map(([way, figure]) => [SHOWN[way], figure])];
+  for (const [name, figure] of shown) part(figure, "heat").glyph.global_alpha = pictures[name] ? opacity_slider.value : 1;
 }
 
 function onPalette() {

@@ -18,7 +18,8 @@ LONGEST_SIDE: Final = 384
 TOKEN_HEIGHT: Final = 20
 """Pixels of the page for one key of a list."""
 
-_CELL: Final = "return String(Math.floor(value))"
+UNITS: Final = {"density": "x even", "weight": "of the attention"}
+"""What the values of a map are counted in, by the choices of the control `value`."""
 
 
 def picture_pixels(trace: Trace, name: str) -> NDArray[np.uint32] | None:
@@ -34,7 +35,7 @@ def picture_pixels(trace: Trace, name: str) -> NDArray[np.uint32] | None:
 
 
 def picture_figure(
-    name: str, grid: Size, mapper: Any, *, aspect: float, has_picture: bool, tokens: tuple[str, ...] | None
+    name: str, grid: Size, mapper: Any, unit: Any, *, aspect: float, has_picture: bool, tokens: tuple[str, ...] | None
 ) -> Any:
     """A figure of one side: the picture, the heat over it, the outline of the chosen patches.
 
@@ -46,6 +47,8 @@ def picture_figure(
         Rows and columns of the heat.
     mapper
         Colours of the heat.
+    unit
+        The control that says what the values are counted in.
     aspect
         Width over height of the picture.
     has_picture
@@ -60,6 +63,7 @@ def picture_figure(
     figure = _bare_figure(name, Range1d(0, width), Range1d(rows, 0))
     if tokens is None:
         figure.aspect_ratio = aspect
+        figure.background_fill_color = "#ececf0"
     else:
         figure.height = TOKEN_HEIGHT * rows
     whole: dict[str, Any] = {"x": 0, "y": 0, "dw": columns, "dh": rows}
@@ -75,7 +79,7 @@ def picture_figure(
     if tokens is not None:
         labels = ColumnDataSource({"y": [row + 0.5 for row in range(rows)], "text": list(tokens)})
         figure.text(x=1.15 * columns, y="y", text="text", source=labels, text_baseline="middle", text_font_size="13px")
-    figure.add_tools(_hover(drawn, "@image{0.0000}"), BoxSelectTool(name="box", renderers=[], continuous=False))
+    figure.add_tools(_hover(drawn, "image", unit), BoxSelectTool(name="box", renderers=[], continuous=False))
     figure.toolbar.active_drag = None
     return figure
 
@@ -86,8 +90,11 @@ def add_mask(figure: Any, mask: NDArray[np.bool_], grid: Size) -> None:
     figure.image_rgba(image=[pixels], x=0, y=0, dw=grid[1], dh=grid[0], name="mask", visible=False)
 
 
-def gallery_figure(name: str) -> Any:
-    """A figure of several small maps with their labels, which the page lays out for its width."""
+def gallery_figure(name: str, unit: Any) -> Any:
+    """A figure of several small maps with their labels, which the page lays out for its width.
+
+    `unit` is the control that says what the values are counted in.
+    """
     from bokeh.models import ColumnDataSource, LinearColorMapper, Range1d
 
     figure = _bare_figure(name, Range1d(0, 1), Range1d(1, 0))
@@ -99,7 +106,7 @@ def gallery_figure(name: str) -> Any:
     mapper = LinearColorMapper(palette=["#000000"], low=0, high=1)
     drawn = figure.image(source=maps, color_mapper=mapper, name="heat", **where)
     figure.text(x="x", y="y", text="short", source=maps, text_font_size="12px", text_baseline="bottom", y_offset=-2)
-    figure.add_tools(_hover(drawn, "@value{0.0000}", label=True))
+    figure.add_tools(_hover(drawn, "value", unit, label=True))
     return figure
 
 
@@ -121,14 +128,17 @@ def _bare_figure(name: str, x_range: Any, y_range: Any) -> Any:
     return figure
 
 
-def _hover(drawn: Any, value: str, *, label: bool = False) -> Any:
+def _hover(drawn: Any, column: str, unit: Any, *, label: bool = False) -> Any:
+    """Tells the value under the pointer with its unit, and its cell or the label of its map."""
     from bokeh.models import CustomJSHover, HoverTool
 
-    if label:
-        return HoverTool(renderers=[drawn], tooltips=[("map", "@label"), ("value", value)], name="hover")
+    value = CustomJSHover(
+        args={"unit": unit, "units": UNITS}, code="return `${value.toPrecision(3)} ${units[unit.value]}`"
+    )
+    cell = CustomJSHover(code="return String(Math.floor(value))")
+    place = [("map", "@label")] if label else [("row", "$y{custom}"), ("column", "$x{custom}")]
     return HoverTool(
         renderers=[drawn],
-        tooltips=[("row", "$y{0}"), ("column", "$x{0}"), ("value", value)],
-        formatters={"$x": CustomJSHover(code=_CELL), "$y": CustomJSHover(code=_CELL)},
-        name="hover",
+        tooltips=[*place, ("value", f"@{column}{{custom}}")],
+        formatters={f"@{column}": value} | ({} if label else {"$x": cell, "$y": cell}),
     )

@@ -85,10 +85,11 @@ def _notes(plan: ReportPlan) -> list[str]:
     if trace.interrupted:
         notes.append(f"The run was not recorded to its end ({trace.status}): the report shows its finished steps.")
     if plan.reason:
-        notes.append(f"There is no map over the reference: {plan.reason}.")
-    missing = [name for name in ("generated", "reference") if name not in trace.images]
-    if missing and plan.view == "picture":
-        notes.append(f"The trace holds no picture {' and no picture '.join(missing)}: the patches are shown alone.")
+        notes.append(f"There is no map over the reference: {plan.reason.replace(trace.path, name_of(trace))}.")
+    needed = ("generated", "reference") if plan.view == "picture" else ("generated",)
+    missing = [f"no {name} picture" for name in needed if name not in trace.images]
+    if missing:
+        notes.append(f"The trace holds {' and '.join(missing)}: the patches are shown alone.")
     return notes
 
 

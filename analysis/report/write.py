@@ -149,6 +149,7 @@ def _models(contents: Contents, mapper: Any) -> dict[str, Any]:
             name,
             plan.grids[way],
             mapper,
+            models["value"],
             aspect=size[1] / size[0],
             has_picture=f"picture_{name}" in contents.arrays and (name == "generated" or plan.view == "picture"),
             tokens=token_labels(plan) if name == "reference" else None,
@@ -156,7 +157,7 @@ def _models(contents: Contents, mapper: Any) -> dict[str, Any]:
     if contents.mask is not None:
         add_mask(models["generated"], contents.mask, plan.grids["r2g"])
     for way in DIRECTIONS:
-        models[f"gallery_{way}"] = gallery_figure(f"gallery_{way}")
+        models[f"gallery_{way}"] = gallery_figure(f"gallery_{way}", models["value"])
     return models
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from support.exact import Call, exact_marginals, softmax
 
 from attrace.analysis import kernel, numba_kernel, numpy_kernel
-from attrace.analysis.kernel import Method, key_shares, softmax_marginals, summed_softmax_over_keys
+from attrace.analysis.kernel import Method, head_softmaxes, key_shares, softmax_marginals, summed_softmax_over_keys
 from attrace.analysis.source import Factors, Scores, SiteValues
 from attrace.analysis.workspace import Workspace
 from attrace.schemas import InputError
@@ -278,6 +278,26 @@ def test_shares_of_keys_and_summed_softmax(stored_scores: bool, spread: float) -
     over_keys = softmax(exact, 2)
     np.testing.assert_allclose(key_shares(values, weights(6)), over_keys @ weights(6), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(summed_softmax_over_keys(values), over_keys.sum(axis=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("known_sums", [True, False])
+@pytest.mark.parametrize("stored_scores", [True, False])
+@pytest.mark.parametrize("spread", [1.0, 40.0])
+def test_both_softmaxes_of_a_head_averaged_over_queries(known_sums: bool, stored_scores: bool, spread: float) -> None:
+    bias = np.array([0, 0.5, -np.inf, 0, 0, -3], np.float32)
+    call = made(3, 25, 6, 4, spread=spread, bias=bias)
+    exact = call.scores(0.5)
+    lse = (np.logaddexp.reduce(exact, axis=2) + 1).astype(np.float32) if known_sums else None
+    values: SiteValues = Factors(call.query, call.key, 0.5, bias, lse)
+    if stored_scores:
+        values = Scores(exact.astype(np.float32), lse)
+        exact = values.scores.astype(np.float64)
+    pooling = np.random.default_rng(0).random((4, 25))
+    over_keys = softmax(exact, 2) if lse is None else np.exp(exact - lse[..., None])
+    for head in range(3):
+        found = head_softmaxes(values, head, pooling, slice(1, 6))
+        for one, true in zip(found, (over_keys, softmax(exact, 1)), strict=True):
+            np.testing.assert_allclose(one, pooling @ true[head][:, 1:], rtol=3e-3, atol=1e-5)
 
 
 def test_shares_with_a_known_log_sum_exp() -> None:

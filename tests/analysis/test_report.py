@@ -104,6 +104,11 @@ def test_heads_are_averaged_where_they_do_not_fit(tmp_path: Path) -> None:
 def test_quantised_rows_are_within_half_a_quantum() -> None:
     rows = np.random.default_rng(0).random((3, 4, 50)).astype(np.float32) ** 4
     rows[1, 2] = 0
+    broken = rows.copy()
+    broken[2, 3, 7] = np.nan
+    whole, quanta = quantised(broken, 255)
+    assert np.isnan(quanta[2, 3])
+    assert np.array_equal(whole[:2], quantised(rows[:2], 255)[0])
     for levels in (255, 15):
         whole, quanta = quantised(rows, levels)
         assert whole.max() == levels

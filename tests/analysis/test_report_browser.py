@@ -21,6 +21,16 @@ pytest.importorskip("bokeh")
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
 
 
+TOOLTIPS = """
+const texts = (root) => Array.from(root.querySelectorAll('*')).flatMap((one) => [
+    ...(one.matches('.bk-tooltip-row-label, .bk-tooltip-row-value') ? [one.textContent.trim()] : []),
+    ...(one.shadowRoot ? texts(one.shadowRoot) : []),
+]);
+return texts(document);
+"""
+"""The words of the tooltips that are open, in their order."""
+
+
 class Page:
     """A report that is open in a browser."""
 
@@ -50,13 +60,28 @@ class Page:
 
     def click(self, name: str, row: int, column: int, grid: tuple[int, int]) -> None:
         """Click the middle of a cell of a picture."""
+        self.point(name, row, column, grid).click().perform()
+
+    def point(self, name: str, row: int, column: int, grid: tuple[int, int]) -> Any:
+        """Move the pointer to the middle of a cell of a picture; what can be done next."""
         from selenium.webdriver import ActionChains
 
         element = self.driver.find_element("id", name)
         self.js(f"document.getElementById({name!r}).scrollIntoView({{block: 'center'}})")
         x = ((column + 0.5) / grid[1] - 0.5) * element.size["width"]
         y = ((row + 0.5) / grid[0] - 0.5) * element.size["height"]
-        ActionChains(self.driver).move_to_element_with_offset(element, x, y).click().perform()
+        actions = ActionChains(self.driver).move_to_element_with_offset(element, x, y)
+        actions.perform()
+        return ActionChains(self.driver)
+
+    def click_at(self, name: str, x: int, y: int) -> None:
+        """Click so many pixels from the left and the lower end of an element."""
+        from selenium.webdriver import ActionChains
+
+        element = self.driver.find_element("id", name)
+        self.js(f"document.getElementById({name!r}).scrollIntoView({{block: 'center'}})")
+        left, down = x - element.size["width"] / 2, element.size["height"] / 2 - y
+        ActionChains(self.driver).move_to_element_with_offset(element, left, down).click().perform()
 
     def keys(self, name: str, *keys: str) -> None:
         self.driver.find_element("id", name).send_keys(*keys)
@@ -201,6 +226,35 @@ def test_a_dragged_box_is_a_region(page: Page) -> None:
     assert_shown(page.heat("reference"), sram(page.trace, (8, 4, 16, 16)), page)
 
 
+def test_values_and_units_stand_at_the_pointer(page: Page) -> None:
+    page.click("generated", 5, 2, (8, 8))
+    page.point("reference", 2, 1, (4, 4))
+    value = page.heat("reference")[2 * 4 + 1]
+    told = wait_for(partial(page.js, TOOLTIPS))
+    assert told[:5] == ["row:", "2", "column:", "1", "value:"]
+    assert float(told[5].split()[0]) == pytest.approx(value, rel=0.005)
+    assert told[5].endswith("of the attention")
+
+
+def test_the_choice_follows_the_pointer_where_that_is_wanted(page: Page) -> None:
+    page.click("generated", 5, 2, (8, 8))
+    page.point("generated", 1, 1, (8, 8))
+    assert page.chosen("generated") == [5, 2, 6, 3]
+    page.set("follow", "active", True)
+    page.point("generated", 6, 3, (8, 8))
+    assert wait_for(lambda: page.chosen("generated") == [6, 3, 7, 4])
+    page.set("follow", "active", False)
+
+
+def test_a_click_on_a_level_chooses_it(page: Page) -> None:
+    for level, control, expected in ((1, "time", 1), (2, "head", "0"), (3, "layer", "0")):
+        page.set("level", "active", level)
+        page.click_at("gallery-r2g", 40, 100)
+        assert page.js(f"return model({control!r}).value") == expected
+    assert any("script" in word for word in wait_for(partial(page.js, TOOLTIPS)))
+    assert page.js("return window.hacked") is None
+
+
 def test_the_scale_can_be_fixed(page: Page) -> None:
     page.click("generated", 5, 2, (8, 8))
     page.set("scale", "active", 1)
@@ -245,9 +299,19 @@ def test_a_list_of_tokens(driver: Any, tmp_path: Path) -> None:
     assert page.js("return window.hacked") is None
 
 
+def test_without_pictures_the_patches_are_shown_alone(driver: Any, tmp_path: Path) -> None:
+    page = Page(driver, open_trace(make_trace(tmp_path / "run.zarr").path), tmp_path / "report.html")
+    assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    page.set("value", "value", "weight")
+    page.click("generated", 5, 2, (8, 8))
+    assert_shown(page.heat("reference"), sram(page.trace, (5, 2)), page)
+
+
 def test_one_key(driver: Any, tmp_path: Path) -> None:
     one = site_class("reference/64x1h2d8", key_grid=None, keys=1, key_segments=({"kind": "cls", "count": 1},))
-    page = Page(driver, open_trace(make_trace(tmp_path / "run.zarr", (one,)).path), tmp_path / "report.html")
+    images = {name: np.full((16, 16, 3), 99, np.uint8) for name in ("generated", "reference")}
+    made = make_trace(tmp_path / "run.zarr", (one,), images=images, image_size=(16, 16))
+    page = Page(driver, open_trace(made.path), tmp_path / "report.html")
     assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
     page.set("value", "value", "weight")
     assert_shown(page.heat("generated"), ulam(page.trace), page)
