@@ -116,6 +116,7 @@ def softmax_marginals(
     *,
     method: Method | None = None,
     workspace: Workspace | None = None,
+    device: str | None = None,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Weighted means of both softmaxes of the scores of one site in one step.
 
@@ -132,6 +133,8 @@ def softmax_marginals(
         `ATTRACE_KERNEL` says, else `auto`. float64 always takes NumPy, and is computed in float64.
     workspace
         Memory to use again, where several calls follow each other on one thread.
+    device
+        Compute with torch on this device (see `require_device`), in place of a method.
 
     Returns
     -------
@@ -148,14 +151,40 @@ def softmax_marginals(
     heads, queries, keys = _shape(values)
     dtype = np.result_type(_stored(values), np.float32)
     weighting = _weighting(values, query_weights, key_weights, dtype)
-    makes_head = _head_maker(values, method, workspace)
     r2g, g2r = np.empty((heads, queries), dtype), np.empty((heads, keys), dtype)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        for head in range(heads):
-            r2g[head], g2r[head] = _head_marginals(values, head, makes_head, weighting)
+        if device is not None:
+            r2g[:], g2r[:] = _torch_marginals(values, weighting, device)
+        else:
+            makes_head = _head_maker(values, method, workspace)
+            for head in range(heads):
+                r2g[head], g2r[head] = _head_marginals(values, head, makes_head, weighting)
     r2g *= weighting.key_scale
     g2r *= weighting.query_scale
     return r2g, g2r
+
+
+def require_device(device: str | None) -> None:
+    """Refuse a device on which nothing can be computed: `cuda`, `cuda:1` or `cpu-torch`; None needs no torch.
+
+    Raises
+    ------
+    ImportError
+        If torch is not installed.
+    InputError
+        If torch finds no such device.
+    """
+    if device is None:
+        return
+    try:
+        from attrace.analysis.torch_kernel import find_device  # torch is optional here, and slow to import
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            f"device={device!r} needs torch: pip install 'attrace[record]', or leave device out to compute without it"
+        ) from error
+    find_device(device)
 
 
 def key_shares(
@@ -247,10 +276,17 @@ def _head_marginals(
         row_logarithms -= weighting.bias_scale
     scores = makes_head(head)
     shift = 0.0 if scores.bound() <= SAFE_SCORE else _shift_of_maxima(*scores.maxima(weighting.bias))
-    if shift is None or not (weighting.suits_one_shift() and _suits(shift, row_logarithms)):
+    if shift is None or not (weighting.suits_one_shift() and suits(shift, row_logarithms)):
         return two_stabilised_softmaxes(values, head, row_logarithms, weighting)
     row_factors = None if row_logarithms is None else _exp_or_zero(shift - row_logarithms)
     return scores.one_exponential(shift, row_factors, weighting)
+
+
+def _torch_marginals(values: SiteValues, weighting: Weighting, device: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    from attrace.analysis.torch_kernel import find_device, torch_marginals
+
+    row_logarithms = None if values.lse is None else values.lse.astype(np.float64) - weighting.bias_scale
+    return torch_marginals(values, row_logarithms, weighting, find_device(device))
 
 
 def _shift_of_maxima(column_maxima: NDArray[Any], row_maxima: NDArray[Any]) -> float | None:
@@ -263,7 +299,8 @@ def _shift_of_maxima(column_maxima: NDArray[Any], row_maxima: NDArray[Any]) -> f
     return largest - SHIFTED_MAXIMUM if largest - smallest <= SAFE_SPREAD else None
 
 
-def _suits(shift: float, row_logarithms: NDArray[np.float64] | None) -> bool:
+def suits(shift: float, row_logarithms: NDArray[np.float64] | None) -> bool:
+    """Whether exp(shift - log of the sum over keys) is a normal float32 number wherever that sum is known."""
     if row_logarithms is None:
         return True
     distances = np.abs(row_logarithms[row_logarithms != -np.inf] - shift)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import dask.array as da
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from attrace.analysis.blocks import Chunks, array_of_blocks, split
 from attrace.analysis.derived import Derived, open_derived
-from attrace.analysis.kernel import key_shares, softmax_marginals
+from attrace.analysis.kernel import key_shares, require_device, softmax_marginals
 from attrace.analysis.labels import class_coordinates, class_tree, key_coordinates, query_coordinates
 from attrace.analysis.source import ClassSource, Factors, Scores, SiteValues
 from attrace.analysis.trace import SelectedClass, Trace
@@ -49,7 +49,7 @@ ATTRIBUTES: Final[dict[Quantity, dict[str, str]]] = {
 }
 
 
-def marginals(trace: Trace, *, queries: Queries = None, keys: Keys = None) -> xr.DataTree:
+def marginals(trace: Trace, *, queries: Queries = None, keys: Keys = None, device: str | None = None) -> xr.DataTree:
     """Means of both softmaxes of every selected layer, head and step.
 
     Parameters
@@ -61,6 +61,9 @@ def marginals(trace: Trace, *, queries: Queries = None, keys: Keys = None) -> xr
     keys
         Keys that the mean over keys takes: a mask over the reference picture, a kind of key, `all`, or places of
         keys; None for the patches (all keys where there are none). A class that has none of them is left out.
+    device
+        Compute with torch: `cuda` (or `cuda:1` and so on), or `cpu-torch`. None computes without torch, on the CPU.
+        Marginals that the trace keeps are read, whatever the device.
 
     Returns
     -------
@@ -72,13 +75,16 @@ def marginals(trace: Trace, *, queries: Queries = None, keys: Keys = None) -> xr
     Raises
     ------
     InputError
-        If a mask or a choice of keys fits no layer.
+        If a mask or a choice of keys fits no layer, or there is no such device.
+    ImportError
+        If a device is given and torch is not installed.
 
     Notes
     -----
     I2AM (arXiv 2407.12331), section 3: M_g and M_r.
     """
-    plans = [_plan(trace, one, queries, keys) for one in trace.classes]
+    require_device(device)
+    plans = [replace(_plan(trace, one, queries, keys), device=device) for one in trace.classes]
     usable = [plan for plan in plans if plan.of_keys().any()]
     if plans and not usable:
         raise InputError(f"trace {trace.path}: no selected layer has the keys {keys!r}")
@@ -92,7 +98,9 @@ def _plan(trace: Trace, selected: SelectedClass, queries: Queries, keys: Keys) -
     return MarginalPlan(selected, trace.step_places, of_queries, of_keys)
 
 
-def all_marginals(trace: Trace, site_class: SiteClass, steps: int) -> dict[Quantity, da.Array]:
+def all_marginals(
+    trace: Trace, site_class: SiteClass, steps: int, device: str | None = None
+) -> dict[Quantity, da.Array]:
     """The default marginals of a whole class, computed anew, in the first `steps` places of the store.
 
     NaN in a step that is not finished.
@@ -100,7 +108,7 @@ def all_marginals(trace: Trace, site_class: SiteClass, steps: int) -> dict[Quant
     everything = SelectedClass(site_class, tuple(range(len(site_class.sites))), tuple(range(site_class.heads)))
     finished = set(trace.finished_places)
     places = tuple(place if place in finished else -1 for place in range(steps))
-    return _computed_arrays(trace, MarginalPlan(everything, places))
+    return _computed_arrays(trace, MarginalPlan(everything, places, device=device))
 
 
 def _dataset(trace: Trace, plan: MarginalPlan) -> xr.Dataset:
@@ -126,6 +134,8 @@ class MarginalPlan:
     """Of each key in the mean over keys, not normalised; None for the default keys."""
     quantities: tuple[Quantity, ...] = ("r2g", "g2r")
     """Both directions in one pass; or one, which then touches only the queries or keys that have a weight."""
+    device: str | None = None
+    """Of torch, to compute with; None to do without torch."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -206,7 +216,9 @@ class _ReadOfKept:
 def _computed_arrays(trace: Trace, plan: MarginalPlan) -> dict[Quantity, da.Array]:
     """From one pass over the data of the class, in tasks of a few steps of one layer."""
     blocks = split(plan.steps, STEPS_PER_BLOCK)
-    token = tokenize(trace, plan.selected.group, plan.steps, plan.query_weights, plan.key_weights, plan.quantities)
+    token = tokenize(
+        trace, plan.selected.group, plan.steps, plan.query_weights, plan.key_weights, plan.quantities, plan.device
+    )
     passed = array_of_blocks(
         _Pass(plan, blocks, ClassSource.of(trace.stored, plan.selected.site_class)),
         f"marginals-{token}",
@@ -241,7 +253,7 @@ class _Pass:
         for place, values in enumerate(self.source.read(steps, plan.selected.layers[block[1]])):
             if values is not None:
                 wanted = select_values(values, plan.selected.heads, queries, keys)
-                passed[place, 0] = np.concatenate(_quantities(wanted, *weights, plan.quantities, workspace), axis=1)
+                passed[place, 0] = np.concatenate(_quantities(wanted, *weights, plan, workspace), axis=1)
         return passed
 
 
@@ -249,20 +261,30 @@ def _quantities(
     values: SiteValues,
     of_queries: Weights,
     of_keys: Weights,
-    quantities: tuple[Quantity, ...],
+    plan: MarginalPlan,
     workspace: Workspace,
 ) -> list[NDArray[Any]]:
-    if quantities == ("share",):
+    if plan.quantities == ("share",):
         return [key_shares(values, of_keys, workspace=workspace)]
-    r2g, g2r = softmax_marginals(values, of_queries, of_keys, workspace=workspace)
-    return [r2g if quantity == "r2g" else g2r for quantity in quantities]
+    r2g, g2r = softmax_marginals(values, of_queries, of_keys, workspace=workspace, device=plan.device)
+    return [r2g if quantity == "r2g" else g2r for quantity in plan.quantities]
 
 
 def select_values(values: SiteValues, heads: Sequence[int], queries: Places, keys: Places) -> SiteValues:
-    """The values of some heads, queries and keys."""
-    chosen = list(heads)
-    lse = None if values.lse is None else values.lse[chosen][:, queries]
+    """The values of some heads, queries and keys; not copied where these are all."""
+    lse = None if values.lse is None else _select(values.lse, heads, queries)
     if isinstance(values, Scores):
-        return Scores(values.scores[chosen][:, queries][:, :, keys], lse)
+        scores = _select(values.scores, heads, queries)
+        return Scores(scores if _is_all(keys) else scores[:, :, keys], lse)
     bias = None if values.bias is None else values.bias[keys]
-    return Factors(values.query[chosen][:, queries], values.key[chosen][:, keys], values.scale, bias, lse)
+    return Factors(_select(values.query, heads, queries), _select(values.key, heads, keys), values.scale, bias, lse)
+
+
+def _select(array: NDArray[Any], heads: Sequence[int], tokens: Places) -> NDArray[Any]:
+    """Some heads and tokens of (head, token, ...); the very array where these are all."""
+    of_heads = array if len(heads) == len(array) else array[list(heads)]
+    return of_heads if _is_all(tokens) else of_heads[:, tokens]
+
+
+def _is_all(places: Places) -> bool:
+    return isinstance(places, slice) and places == slice(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -128,6 +129,7 @@ def _grid_plan(
 ) -> GridPlan:
     site_class = selected.site_class
     of_queries, of_keys = query_weights(site_class, queries), key_weights(site_class, keys)
+    chosen: dict[str, Any]
     if direction == "r2g":
         subset, chosen = keys, {"key_weights": of_keys}
         shown = of_queries

@@ -12,6 +12,7 @@ import zarr.codecs
 import zarr.storage
 
 from attrace.analysis.derived import open_derived
+from attrace.analysis.kernel import require_device
 from attrace.analysis.marginals import all_marginals
 from attrace.analysis.source import require_scores
 from attrace.analysis.store import reopen
@@ -21,7 +22,7 @@ from attrace.schemas.durable import sync_tree
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS, DERIVED_STEPS_PER_CHUNK
 
 
-def precompute(trace: Trace | str | Path, *, overwrite: bool = False) -> Trace:
+def precompute(trace: Trace | str | Path, *, overwrite: bool = False, device: str | None = None) -> Trace:
     """Compute the marginals of every class of a trace in one pass and keep them in its store.
 
     Every context, branch, layer, head and finished step is taken, whatever is selected. Maps with the default queries
@@ -33,6 +34,8 @@ def precompute(trace: Trace | str | Path, *, overwrite: bool = False) -> Trace:
         The trace, or where it lies; a folder, or another store that can be written.
     overwrite
         Compute also what is there and up to date, and not only what is missing or covers other steps.
+    device
+        Compute with torch, as in `marginals`.
 
     Returns
     -------
@@ -42,13 +45,17 @@ def precompute(trace: Trace | str | Path, *, overwrite: bool = False) -> Trace:
     Raises
     ------
     InputError
-        If the store cannot be written: a `.zip`, say; or if the trace is a copy without scores.
+        If the store cannot be written: a `.zip`, say; if the trace is a copy without scores; or if there is no such
+        device.
+    ImportError
+        If a device is given and torch is not installed.
 
     Notes
     -----
     What is kept counts once the number of steps is written beside it, after everything else: a run that is cut off
     leaves a trace that computes its maps as before. A recording that goes on makes it out of date.
     """
+    require_device(device)
     whole = trace_of(reopen((open_trace(trace) if isinstance(trace, str | Path) else trace).stored))
     wanted = [
         one
@@ -61,7 +68,7 @@ def precompute(trace: Trace | str | Path, *, overwrite: bool = False) -> Trace:
     root = _writable_root(whole)
     consolidated = whole.stored.root.metadata.consolidated_metadata is not None
     _withdraw(root, wanted, consolidated)
-    _write_marginals(whole, root, wanted)
+    _write_marginals(whole, root, wanted, device)
     _announce(whole, root, wanted, consolidated)
     return trace_of(reopen(whole.stored))
 
@@ -90,14 +97,14 @@ def _withdraw(root: zarr.Group, site_classes: Sequence[SiteClass], consolidated:
             del root[path]
 
 
-def _write_marginals(trace: Trace, root: zarr.Group, site_classes: Sequence[SiteClass]) -> None:
+def _write_marginals(trace: Trace, root: zarr.Group, site_classes: Sequence[SiteClass], device: str | None) -> None:
     """Compute the marginals of the classes, all in one go, and store them."""
     length = trace.step_places[-1] + 1
     sources: list[da.Array] = []
     targets: list[Any] = []
     for site_class in site_classes:
         group = root.require_group(f"{site_class.group}/{DERIVED}")
-        lazy: dict[str, da.Array] = dict(all_marginals(trace, site_class, length).items())
+        lazy: dict[str, da.Array] = dict(all_marginals(trace, site_class, length, device).items())
         for spec in derived_arrays(site_class, length):
             sources.append(lazy[spec.name].rechunk({0: DERIVED_STEPS_PER_CHUNK}))
             # not compressed: these numbers hardly shrink, and reading them is what makes a map instant

@@ -30,6 +30,9 @@ ONLY_IN = {
     "click": {"attrace.cli", "attrace.demo"},
 }
 
+WHERE_ASKED_FOR = {("analysis/torch_kernel.py", "torch")}
+"""Imported only when a caller asks for a device: nothing else may import these modules but inside a function."""
+
 DISTRIBUTIONS = {
     "google_crc32c": "google-crc32c",
     "PIL": "pillow",
@@ -74,8 +77,21 @@ def test_heavy_libraries_stay_where_they_belong(package: str) -> None:
         (file, name)
         for file, name in _imports(FOLDERS[package])
         if package not in ONLY_IN.get(name.partition(".")[0], {package})
+        and (file, name.partition(".")[0]) not in WHERE_ASKED_FOR
     ]
     assert astray == []
+
+
+def test_what_is_imported_where_asked_for_is_imported_in_functions_alone() -> None:
+    modules = {f"attrace.{file.removesuffix('.py').replace('/', '.')}" for file, _ in WHERE_ASKED_FOR}
+    at_once = [
+        path
+        for folder in FOLDERS.values()
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom) and node.module in modules
+    ]
+    assert at_once == []
 
 
 def test_the_store_writer_needs_no_torch() -> None:
@@ -117,5 +133,6 @@ def test_everything_imported_is_declared(package: str, declared: set[str]) -> No
         if root not in sys.stdlib_module_names
         and root not in ("attrace", "")
         and DISTRIBUTIONS.get(root, root) not in declared
+        and (file, root) not in WHERE_ASKED_FOR
     ]
     assert undeclared == []
