@@ -16,6 +16,7 @@ import numpy as np
 
 from attrace.analysis.store import object_store
 from attrace.analysis.trace import Layers, Numbers, Trace, open_trace
+from attrace.analysis.web import WEB_SCHEMES, web_files
 from attrace.schemas import AttraceError, InputError, TraceNotFoundError
 
 if TYPE_CHECKING:
@@ -278,7 +279,12 @@ def _find_remote(source: str, storage_options: Mapping[str, Any] | None) -> list
         import obstore  # optional: only addresses need it
     except ImportError as error:
         raise ImportError(f"listing {source} needs obstore: pip install 'attrace[cluster]'") from error
-    listed = obstore.list_with_delimiter(object_store(folder, storage_options))
-    zips = [str(one["path"]) for one in listed["objects"] if str(one["path"]).endswith(".zip")]
-    names = sorted(name.rpartition("/")[2] for name in [*map(str, listed["common_prefixes"]), *zips])
+    if folder.partition("://")[0] in WEB_SCHEMES:
+        server, path = web_files(folder, storage_options)
+        folders, files = server.children(path)
+    else:
+        listed = obstore.list_with_delimiter(object_store(folder, storage_options))
+        folders, files = list(listed["common_prefixes"]), [str(one["path"]) for one in listed["objects"]]
+    found = [*folders, *(name for name in files if name.endswith(".zip"))]
+    names = sorted(name.rpartition("/")[2] for name in found)
     return [f"{folder}/{name}" for name in names if fnmatch.fnmatchcase(name, pattern or "*")]

@@ -14,6 +14,7 @@ from attrace.analysis.entries import checked_name
 from attrace.analysis.limits import Limits, variable
 from attrace.analysis.store import OBSTORE_SCHEMES, open_store
 from attrace.analysis.verify import verify
+from attrace.analysis.web import WEB_SCHEMES, web_files
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError, TraceNotFoundError
 
 Progress = Callable[[int, int], None]
@@ -54,8 +55,8 @@ def push(
     source
         The trace on this machine.
     url
-        Where to: `s3://`, `gs://`, `az://`, `hf://datasets/owner/name/...`, or another address that fsspec writes. It
-        ends in `.zip` exactly where the trace is packed.
+        Where to: `s3://`, `gs://`, `az://`, `https://` of a WebDAV server, `hf://datasets/owner/name/...`, or another
+        address that fsspec writes. It ends in `.zip` exactly where the trace is packed.
     storage_options
         Options of the address's file system, as for `open_trace`.
     progress
@@ -138,10 +139,12 @@ def pull(
 
 
 def _filesystem(url: str, storage_options: Mapping[str, Any] | None) -> tuple[Any, str]:
-    """A file system of fsspec and the path in it: obstore's where it has one."""
+    """A file system of fsspec, or what works like one, and the path in it: obstore's where it has one."""
     scheme = url.partition("://")[0]
     try:
-        if scheme in OBSTORE_SCHEMES and scheme not in ("http", "https"):
+        if scheme in WEB_SCHEMES:
+            return web_files(url, storage_options)
+        if scheme in OBSTORE_SCHEMES:
             import obstore.fsspec  # optional: only addresses need it
 
             store: Any = obstore.fsspec.FsspecStore

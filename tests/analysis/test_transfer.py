@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -196,48 +192,3 @@ def test_a_dataset_repository(trace: Path, tmp_path: Path, memory: Any) -> None:
     push(trace, "hf://datasets/me/traces/run.zarr")
     pull("hf://datasets/me/traces/run.zarr", tmp_path / "run.zarr")
     assert _files(tmp_path / "run.zarr") == _files(trace)
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of a real S3 server on this machine."""
-    rclone = shutil.which("rclone")
-    if rclone is None:
-        pytest.skip("no rclone, whose `serve s3` is the server")
-    pytest.importorskip("obstore")
-    (tmp_path / "served/bucket").mkdir(parents=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [rclone, "serve", "s3", str(tmp_path / "served"), "--addr", address, "--auth-key", "key,secret"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy())
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_ENDPOINT_URL": f"http://{address}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) == 0:
-                    break
-            time.sleep(0.1)
-        yield "s3://bucket"
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def test_an_object_store(trace: Path, tmp_path: Path, bucket: str) -> None:
-    assert push(trace, f"{bucket}/a/run.zarr").sent == len(_files(trace))
-    assert push(trace, f"{bucket}/a/run.zarr").sent == 0
-    assert verify(f"{bucket}/a/run.zarr").sound
-    pull(f"{bucket}/a/run.zarr", tmp_path / "run.zarr")
-    assert _files(tmp_path / "run.zarr") == _files(trace)
-    push(pack(trace, tmp_path / "run.zip"), f"{bucket}/run.zip")
-    assert open_trace(f"{bucket}/run.zip").steps == 3
-    pull(f"{bucket}/run.zip", tmp_path / "again.zip")
-    assert (tmp_path / "again.zip").read_bytes() == (tmp_path / "run.zip").read_bytes()

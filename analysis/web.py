@@ -1,0 +1,102 @@
+"""A WebDAV server as much of a file system as copying and listing traces takes; obstore speaks to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from attrace.analysis.store import object_store
+
+WEB_SCHEMES: Final = ("http", "https")
+"""Addresses of web servers."""
+
+
+class WebFiles:
+    """Files of a web server by their path on it, with the methods of fsspec that `push` and `pull` use.
+
+    A plain web server answers reading only: a packed trace can be fetched from it, a folder cannot be listed.
+
+    Parameters
+    ----------
+    store
+        The store of obstore at the root of the server.
+    server
+        Its address, for messages.
+    """
+
+    def __init__(self, store: Any, server: str) -> None:
+        self._store, self._server = store, server
+
+    def info(self, path: str) -> dict[str, Any]:
+        """Metadata of a file: its `size`."""
+        import obstore  # optional: only addresses need it
+
+        with self._errors("read", path):
+            return dict(obstore.head(self._store, path))
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes of a file, or those from `start` up to `end`."""
+        import obstore
+
+        with self._errors("read", path):
+            if start is None or end is None:
+                return bytes(obstore.get(self._store, path).bytes())
+            return bytes(obstore.get_range(self._store, path, start=start, end=end))
+
+    def find(self, path: str, *, detail: bool = True) -> dict[str, Any]:  # noqa: ARG002 (of fsspec)
+        """Metadata of every file below a folder, by path."""
+        import obstore
+
+        with self._errors("listed", path, "only a WebDAV server lists folders; pull a packed trace (.zip)"):
+            return {str(one["path"]): one for page in obstore.list(self._store, path) for one in page}
+
+    def children(self, path: str) -> tuple[list[str], list[str]]:
+        """Paths of the folders and of the files directly in a folder."""
+        import obstore
+
+        with self._errors("listed", path, "only a WebDAV server lists folders; name each trace"):
+            found = obstore.list_with_delimiter(self._store, path)
+        return [str(one) for one in found["common_prefixes"]], [str(one["path"]) for one in found["objects"]]
+
+    def makedirs(self, path: str, *, exist_ok: bool) -> None:
+        """Do nothing: writing a file makes its folders."""
+
+    def put_file(self, local: str, path: str) -> None:
+        """Write a file."""
+        import obstore
+
+        with self._errors("written", path, "expected a WebDAV server that lets you write"):
+            obstore.put(self._store, path, Path(local))
+
+    def invalidate_cache(self) -> None:
+        """Do nothing: nothing is remembered."""
+
+    @contextmanager
+    def _errors(self, done: str, path: str, hint: str = "check the address") -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except BaseError as error:
+            raise OSError(
+                f"{self._server}/{path} cannot be {done} ({str(error).partition(chr(10))[0]}): {hint}"
+            ) from error
+
+
+def web_files(url: str, storage_options: Mapping[str, Any] | None) -> tuple[WebFiles, str]:
+    """The server of an address, and the path on it."""
+    server, path = split_web_address(url)
+    return WebFiles(object_store(server, storage_options), server), path
+
+
+def split_web_address(url: str) -> tuple[str, str]:
+    """The server of an address, and the path on it.
+
+    >>> split_web_address("https://example.org:8443/a%20b/run.zarr/")
+    ('https://example.org:8443', 'a b/run.zarr')
+    """
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}", unquote(parts.path).strip("/")
