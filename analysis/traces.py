@@ -16,7 +16,7 @@ import numpy as np
 
 from attrace.analysis.store import object_store
 from attrace.analysis.trace import Layers, Numbers, Trace, open_trace
-from attrace.analysis.web import WEB_SCHEMES, web_files
+from attrace.analysis.webdav import WEB_SCHEMES, webdav_files
 from attrace.schemas import AttraceError, InputError, TraceNotFoundError
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _find_remote(source: str, storage_options: Mapping[str, Any] | None) -> list
     except ImportError as error:
         raise ImportError(f"listing {source} needs obstore: pip install 'attrace[cluster]'") from error
     if folder.partition("://")[0] in WEB_SCHEMES:
-        server, path = web_files(folder, storage_options)
+        server, path = webdav_files(folder, storage_options)
         folders, files = server.children(path)
     else:
         listed = obstore.list_with_delimiter(object_store(folder, storage_options))

@@ -14,7 +14,7 @@ from attrace.analysis.entries import checked_name
 from attrace.analysis.limits import Limits, variable
 from attrace.analysis.store import OBSTORE_SCHEMES, open_store
 from attrace.analysis.verify import verify
-from attrace.analysis.web import WEB_SCHEMES, web_files
+from attrace.analysis.webdav import WEB_SCHEMES, webdav_files
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError, TraceNotFoundError
 
 Progress = Callable[[int, int], None]
@@ -143,7 +143,7 @@ def _filesystem(url: str, storage_options: Mapping[str, Any] | None) -> tuple[An
     scheme = url.partition("://")[0]
     try:
         if scheme in WEB_SCHEMES:
-            return web_files(url, storage_options)
+            return webdav_files(url, storage_options)
         if scheme in OBSTORE_SCHEMES:
             import obstore.fsspec  # optional: only addresses need it
 

@@ -101,7 +101,7 @@ def aggregate(
 
 def _require_pyarrow() -> None:
     if find_spec("pyarrow") is None:
-        raise Failure("a .parquet file needs pyarrow: pip install pyarrow, or write a .csv")
+        raise Failure("a .parquet file needs pyarrow: pip install 'attrace[parquet]', or write a .csv")
 
 
 def _write(made: Aggregate, output: Path) -> None:

@@ -370,6 +370,12 @@ class Recording:
 
 def _paths(path: TracePath | Sequence[TracePath]) -> tuple[Path, ...]:
     given = [path] if isinstance(path, str | PathLike) else list(path)
+    for one in given:
+        if "://" in fspath(one):
+            raise InputError(
+                f"path: expected a folder on this machine, found the address {fspath(one)}: record to a folder, then "
+                "attrace push it, so that the model need not wait for the network"
+            )
     paths = tuple(Path(fspath(one)) for one in given)
     if not paths or len({one.absolute() for one in paths}) != len(paths):
         raise InputError(f"path: expected one path for each sample, all different; found {[str(one) for one in paths]}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import xarray as xr
+from support.rclone import rclone_serving
 
 from .conftest import Run
 
@@ -36,6 +37,30 @@ def test_a_table_is_written(run: Run, two: Path) -> None:
     assert result.exit_code == 0, (result.output, result.exception)
     assert "imacs" in result.stdout
     assert set(pd.read_csv(two / "stats.csv")["statistic"]) >= {"imacs", "entropy_g2r", "inside_r2g"}
+
+
+def test_a_parquet_file_is_the_table(run: Run, two: Path) -> None:
+    pytest.importorskip("pyarrow", reason="parquet is an extra")
+    for name in ("stats.parquet", "stats.csv"):
+        assert run("aggregate", "runs", "-o", name, "--size", "8x8").exit_code == 0
+    written = pd.read_parquet(two / "stats.parquet")
+    pd.testing.assert_frame_equal(written, pd.read_csv(two / "stats.csv"), check_dtype=False, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("two")
+def test_a_parquet_file_needs_its_library(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attrace.cli.aggregate.find_spec", lambda _: None)
+    assert "pip install 'attrace[parquet]'" in run("aggregate", "runs", "-o", "stats.parquet").stderr
+
+
+def test_traces_on_s3_are_aggregated(run: Run, two: Path) -> None:
+    expected = run("aggregate", "runs", "-o", "local.csv", "--size", "8x8", "--json")
+    (two / "served").mkdir()
+    (two / "runs").rename(two / "served/bucket")
+    with rclone_serving("s3", two / "served") as address:
+        result = run("aggregate", f"{address}/bucket/", "-o", "stats.csv", "--size", "8x8", "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert json.loads(result.stdout) == json.loads(expected.stdout)
 
 
 def test_a_broken_trace_is_named_at_the_end(run: Run, two: Path) -> None:

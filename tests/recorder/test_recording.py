@@ -365,3 +365,8 @@ def test_the_recorder_is_imported_without_torch() -> None:
         "assert not {'torch', 'diffusers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_address_is_refused_with_what_to_do() -> None:
+    with pytest.raises(InputError, match=r"s3://bucket/run\.zarr: record to a folder, then attrace push it"):
+        record(models.tiny_unet(), "s3://bucket/run.zarr", context="text")

@@ -1,4 +1,4 @@
-"""A WebDAV server as much of a file system as copying and listing traces takes; obstore speaks to it."""
+"""A WebDAV server as much of a file system as sending and listing traces takes; obstore speaks to it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ WEB_SCHEMES: Final = ("http", "https")
 """Addresses of web servers."""
 
 
-class WebFiles:
-    """Files of a web server by their path on it, with the methods of fsspec that `push` and `pull` use.
-
-    A plain web server answers reading only: a packed trace can be fetched from it, a folder cannot be listed.
+class WebDAVFiles:
+    """Files of a server by their path on it, with the methods of fsspec that `push` uses, and a listing.
 
     Parameters
     ----------
@@ -45,13 +43,6 @@ class WebFiles:
             if start is None or end is None:
                 return bytes(obstore.get(self._store, path).bytes())
             return bytes(obstore.get_range(self._store, path, start=start, end=end))
-
-    def find(self, path: str, *, detail: bool = True) -> dict[str, Any]:  # noqa: ARG002 (of fsspec)
-        """Metadata of every file below a folder, by path."""
-        import obstore
-
-        with self._errors("listed", path, "only a WebDAV server lists folders; pull a packed trace (.zip)"):
-            return {str(one["path"]): one for page in obstore.list(self._store, path) for one in page}
 
     def children(self, path: str) -> tuple[list[str], list[str]]:
         """Paths of the folders and of the files directly in a folder."""
@@ -86,10 +77,10 @@ class WebFiles:
             ) from error
 
 
-def web_files(url: str, storage_options: Mapping[str, Any] | None) -> tuple[WebFiles, str]:
+def webdav_files(url: str, storage_options: Mapping[str, Any] | None) -> tuple[WebDAVFiles, str]:
     """The server of an address, and the path on it."""
     server, path = split_web_address(url)
-    return WebFiles(object_store(server, storage_options), server), path
+    return WebDAVFiles(object_store(server, storage_options), server), path
 
 
 def split_web_address(url: str) -> tuple[str, str]:
