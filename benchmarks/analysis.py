@@ -9,6 +9,9 @@ processes, so that memory is that of the work alone:
 - every level in both directions, from one pass over the data;
 - `precompute`;
 - one level after that.
+
+Then, with traces of one class of layers, how bytes, opening, `precompute` and a level after it grow with the steps, the
+queries and the layers.
 """
 
 from __future__ import annotations
@@ -36,13 +39,27 @@ LAYERS: Final = ((64, 40, 5), (32, 80, 5), (16, 160, 5), (8, 160, 1))
 
 QUICK_LAYERS: Final = ((8, 4, 2), (4, 8, 1))
 
+Layers = tuple[tuple[int, int, int], ...]
+
 KEY_GRID: Final = (16, 16)
 HEADS: Final = 8
 
 
-def make_trace(path: Path, *, quick: bool = False) -> int:
+GROWN: Final = {
+    "at first": (10, ((32, 80, 4),)),
+    "2 x steps": (20, ((32, 80, 4),)),
+    "4 x steps": (40, ((32, 80, 4),)),
+    "4 x queries": (10, ((64, 80, 4),)),
+    "2 x layers": (10, ((32, 80, 8),)),
+    "4 x layers": (10, ((32, 80, 16),)),
+}
+"""Steps and layers of the traces that grow."""
+
+QUICK_GROWN: Final = {"at first": (2, QUICK_LAYERS), "2 x steps": (4, QUICK_LAYERS)}
+
+
+def make_trace(path: Path, steps: int, layers: Layers) -> int:
     """Write a trace of random queries and keys, the keys the same in every step; its bytes on the disk."""
-    steps, layers = (3, QUICK_LAYERS) if quick else (50, LAYERS)
     classes = tuple(_site_class(*layer, first=sum(count for *_, count in layers[:i])) for i, layer in enumerate(layers))
     manifest = Manifest(**new_manifest_fields(), denoiser=ModelIdentity(class_name="Benchmark"), image_size=(512, 512))
     store = TraceStore(path, manifest, steps=steps)
@@ -117,8 +134,42 @@ TASKS: Final[dict[str, Callable[[Path], None]]] = {
 }
 
 
+def grow(folder: Path, *, quick: bool = False) -> dict[str, dict[str, float]]:
+    """Measure traces of growing size, by what grew."""
+    grown: dict[str, dict[str, float]] = {}
+    for name, (steps, layers) in (QUICK_GROWN if quick else GROWN).items():
+        path = folder / f"{len(grown)}.zarr"
+        size = make_trace(path, steps, layers)
+        kept = measure(path, "precompute", repeats=2)
+        grown[name] = {
+            "megabytes": size / 1e6,
+            "open": measure(path, "open", repeats=5)["best"],
+            "precompute": kept["cpu"],
+            "level": measure(path, "one level", repeats=5)["best"],
+            "peak": kept["peak"] - kept["imported"],
+        }
+    return grown
+
+
+def report_growth(grown: dict[str, dict[str, float]]) -> None:
+    """Print a table: ratios to the first trace, in brackets."""
+    first = next(iter(grown.values()))
+    print("| trace | MB | open, ms | precompute, processor s | level after it, ms | memory of precompute, MB |")
+    print("| --- | --: | --: | --: | --: | --: |")
+    for name, row in grown.items():
+        shown = {one: f"{row[one] / first[one]:.2f}" for one in row}
+        print(
+            f"| {name} | {row['megabytes']:.0f} ({shown['megabytes']}) | {1e3 * row['open']:.0f} ({shown['open']}) "
+            f"| {row['precompute']:.2f} ({shown['precompute']}) | {1e3 * row['level']:.0f} ({shown['level']}) "
+            f"| {row['peak']:.0f} ({shown['peak']}) |"
+        )
+
+
 def measure(path: Path, task: str, *, repeats: int) -> dict[str, float]:
-    """Seconds of a task the first time and at best, and the largest resident memory in MB, in a fresh process."""
+    """Seconds of a task the first time and at best, processor seconds at best, and the largest resident memory in MB.
+
+    In a fresh process, with what was resident once it had imported everything.
+    """
     command = [sys.executable, __file__, "--task", task, "--path", str(path), "--repeats", str(repeats)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     measured: dict[str, float] = json.loads(printed)
@@ -127,12 +178,14 @@ def measure(path: Path, task: str, *, repeats: int) -> dict[str, float]:
 
 def _measure_here(path: Path, task: str, repeats: int) -> dict[str, float]:
     before = _peak_megabytes()
-    seconds = []
+    seconds, cpu = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         TASKS[task](path)
         seconds.append(time.perf_counter() - start)
-    return {"first": seconds[0], "best": min(seconds), "peak": _peak_megabytes(), "imported": before}
+        cpu.append(time.process_time() - cpu_start)
+    peak = _peak_megabytes()
+    return {"first": seconds[0], "best": min(seconds), "cpu": min(cpu), "peak": peak, "imported": before}
 
 
 def _peak_megabytes() -> float:
@@ -143,8 +196,8 @@ def _peak_megabytes() -> float:
 def run(folder: Path, *, quick: bool = False) -> dict[str, dict[str, float]]:
     """Make the trace and measure everything, by name."""
     path = folder / "run.zarr"
-    size = make_trace(path, quick=quick)
-    print(f"trace of {size / 1e6:.0f} MB")
+    size = make_trace(path, *((3, QUICK_LAYERS) if quick else (50, LAYERS)))
+    print(f"A trace of {size / 1e6:.0f} MB.\n")
     measured = {
         "open": measure(path, "open", repeats=5),
         "one level": measure(path, "one level", repeats=2),
@@ -154,10 +207,15 @@ def run(folder: Path, *, quick: bool = False) -> dict[str, dict[str, float]]:
         "one level, precomputed": measure(path, "one level", repeats=10),
         "every level, precomputed": measure(path, "every level", repeats=5),
     }
-    print("| | first, s | best, s | peak memory, MB | of which imports |")
-    print("| --- | --: | --: | --: | --: |")
+    print("| | first, s | best, s | processor, s | peak memory, MB | of which imports |")
+    print("| --- | --: | --: | --: | --: | --: |")
     for name, row in measured.items():
-        print(f"| {name} | {row['first']:.3f} | {row['best']:.3f} | {row['peak']:.0f} | {row['imported']:.0f} |")
+        print(
+            f"| {name} | {row['first']:.3f} | {row['best']:.3f} | {row['cpu']:.3f} | {row['peak']:.0f} "
+            f"| {row['imported']:.0f} |"
+        )
+    print()
+    report_growth(grow(folder, quick=quick))
     return measured
 
 

@@ -10,6 +10,9 @@ round runs every way once, in turn, so that what else the machine does falls on 
 - record: a trace is written, by hooks; then the same by interception of the attention call.
 - eager: processors that form the probabilities and add them up, as DAAM and attention-map-diffusers do.
 
+Then all maps, of every level and direction, in two ways: one recorded run and the analysis of its trace; and one eager
+run for each map, as the published code of I2AM needs them (the eager run of each round, times the number of maps).
+
 Ratios are medians over the rounds of a way's time and the plain time of the same round; `exit` is how long the end of
 the `with` block takes (what waits is written and synced), and `cpu` the processor time of all threads to the end of
 the block, both over the plain way's.
@@ -33,6 +36,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
+from attrace.analysis import open_trace
+from attrace.analysis.levels import compute_together, level_maps
 from attrace.recorder import record
 from attrace.recorder.capture import CaptureName, ProjectionHooks
 from attrace.recorder.sites import find_candidates
@@ -134,6 +139,11 @@ def capturing(setting: Setting) -> Iterator[None]:
     hooks.detach()
 
 
+def _described() -> dict[str, Any]:
+    """What a bare denoiser does not tell of itself."""
+    return {"context": "reference", "key_grid": (16, 16), "guidance": ("unconditional", "conditional")}
+
+
 def recording(capture: CaptureName) -> Callable[[Setting], Any]:
     """Record to a folder that is then removed."""
 
@@ -141,14 +151,7 @@ def recording(capture: CaptureName) -> Callable[[Setting], Any]:
     def way(setting: Setting) -> Iterator[None]:
         with (
             tempfile.TemporaryDirectory() as folder,
-            record(
-                setting.unet,
-                Path(folder) / "run.zarr",
-                context="reference",
-                key_grid=(16, 16),
-                guidance=("unconditional", "conditional"),
-                capture=capture,
-            ),
+            record(setting.unet, Path(folder) / "run.zarr", capture=capture, **_described()),
         ):
             yield
 
@@ -193,16 +196,43 @@ def measure(setting: Setting, ways: list[str], rounds: int) -> dict[str, Timing]
 def report(timings: dict[str, Timing], steps: int) -> None:
     """Print the ratios to the plain way."""
     plain = timings["plain"]
-    print(f"plain: {statistics.median(plain.seconds) / steps:.3f} s a step")
-    print(f"{'way':<20}{'time':>8}{'from':>8}{'to':>8}{'exit':>8}{'cpu':>8}  same bits")
+    print(f"Plain: {statistics.median(plain.seconds) / steps:.2f} s a step, {len(plain.seconds)} rounds.\n")
+    print("| way | time | least | most | exit | processor | same bits |")
+    print("| --- | --: | --: | --: | --: | --: | --- |")
     for name, timing in timings.items():
         ratios = _ratios(timing.seconds, plain.seconds)
         exits = statistics.median(_ratios(timing.exit_seconds, plain.seconds))
         cpu = statistics.median(_ratios(timing.cpu_seconds, plain.cpu_seconds))
         print(
-            f"{name:<20}{statistics.median(ratios):>8.3f}{min(ratios):>8.3f}{max(ratios):>8.3f}{exits:>8.3f}{cpu:>8.3f}"
-            f"  {'yes' if timing.identical else 'no'}"
+            f"| {name} | {statistics.median(ratios):.3f} | {min(ratios):.3f} | {max(ratios):.3f} | {exits:.3f} "
+            f"| {cpu:.3f} | {'yes' if timing.identical else 'no'} |"
         )
+
+
+def measure_maps(setting: Setting) -> tuple[int, float]:
+    """Number of maps of one recorded run, and seconds of processor time to compute all of them from its trace."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.zarr"
+        with record(setting.unet, path, **_described()):
+            setting.run()
+        for _ in range(2):  # the first time loads the compiled kernel
+            start = time.process_time()
+            maps = compute_together(level_maps(open_trace(path)))
+            seconds = time.process_time() - start
+    return len(maps), seconds
+
+
+def report_maps(timings: dict[str, Timing], maps: int, seconds: float) -> None:
+    """Print what all maps cost, in processor time, to one plain run."""
+    plain = statistics.median(timings["plain"].cpu_seconds)
+    recorded, eager_run = (
+        statistics.median(_ratios(timings[name].cpu_seconds, timings["plain"].cpu_seconds))
+        for name in ("record (hooks)", "eager")
+    )
+    print(
+        f"\nAll {maps} maps, in processor time of one plain run: {recorded + seconds / plain:.2f} for one recorded run "
+        f"and its analysis ({seconds / plain:.2f} of it); {maps * eager_run:.2f} for {maps} eager runs, one a map."
+    )
 
 
 def _ratios(own: list[float], base: list[float]) -> list[float]:
@@ -225,6 +255,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Timing]:
     setting = make_setting(given.size, given.steps, given.device, getattr(torch, given.dtype))
     timings = measure(setting, [name for name in WAYS if name not in given.without], given.rounds)
     report(timings, given.steps)
+    if {"record (hooks)", "eager"} <= timings.keys():
+        report_maps(timings, *measure_maps(setting))
     return timings
 
 

@@ -181,12 +181,13 @@ def measure(workloads: tuple[Workload, ...], steps: int) -> list[Row]:
 
 def report(rows: list[Row]) -> None:
     """Print a table."""
-    print(f"{'workload':<30}{'encoding':<10}{'MB a step':>10}{'MB a run':>10}{'scores MB':>11}{'ratio':>8}")
+    print("| workload | encoding | MB a step | MB a run | float16 scores, MB | times smaller |")
+    print("| --- | --- | --: | --: | --: | --: |")
     for row in rows:
         scores = row.workload.score_bytes * row.workload.steps
         print(
-            f"{row.workload.name:<30}{row.encoding:<10}{row.step_bytes / 1e6:>10.2f}{row.run_bytes / 1e6:>10.1f}"
-            f"{scores / 1e6:>11.1f}{row.ratio:>8.2f}"
+            f"| {row.workload.name} | {row.encoding} | {row.step_bytes / 1e6:.2f} | {row.run_bytes / 1e6:.1f} "
+            f"| {scores / 1e6:.1f} | {row.ratio:.2f} |"
         )
 
 

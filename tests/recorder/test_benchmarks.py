@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import runpy
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,4 +34,35 @@ def test_auto_is_never_above_the_smaller_encoding(capsys: pytest.CaptureFixture[
         assert row.step_bytes > 0
     for found in sizes.values():
         assert found["auto"] <= 1.01 * min(found["scores"], found["factors"])
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 3 * len(sizes)
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 3 * len(sizes)
+
+
+def test_the_writer_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    speeds = main_of("writer.py")(["--quick"])
+    assert speeds.keys() == {"plain files", "trace, zstd", "trace, none"}
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(speeds)
+
+
+def test_a_cluster_that_reads_from_an_object_store_gives_the_same_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("distributed")
+    pytest.importorskip("obstore")
+    if shutil.which("rclone") is None:
+        pytest.skip("no rclone, whose `serve s3` is the server")
+    threads, cluster = main_of("many.py")(["--quick"])
+    assert (threads.where, cluster.where) == ("threads, disk", "2 workers, S3")
+    assert threads.sums == cluster.sums
+    assert "equal to the last bit" in capsys.readouterr().out
+
+
+def test_one_command_prints_the_page() -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "kernel", "analysis"]
+    done = subprocess.run(command, cwd=BENCHMARKS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert " cores (" in lines[0]
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## The kernel, on one core, in ns per score",
+        "## One trace, from the disk to its maps",
+    ]
+    rows = [line.count("|") for line in lines if line.startswith("|")]
+    assert len(rows) == (2 + 2) + (2 + 7) + (2 + 2)

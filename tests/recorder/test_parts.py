@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -322,6 +324,55 @@ class TestHostCopy:
         values = HostCopy(tensor, Event()).numpy()  # type: ignore[arg-type]
         assert values.dtype == np.float32
         assert values.tolist() == [1.5, 1.5]
+
+    def test_only_the_reader_of_a_copy_waits_for_the_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is asked of the device, and in which order, by stand-ins for its streams."""
+        log: list[str] = []
+
+        class Stream:
+            def __init__(self, name: str) -> None:
+                self.name = name
+
+            def wait_stream(self, other: Stream) -> None:
+                log.append(f"{self.name} waits for {other.name}")
+
+        class Event:
+            def __init__(self, *, blocking: bool) -> None:
+                assert blocking
+
+            def record(self, stream: Stream) -> None:
+                log.append(f"event on {stream.name}")
+
+            def synchronize(self) -> None:
+                log.append("reader waits")
+
+        class Snapshot(torch.Tensor):
+            def record_stream(self, stream: Any) -> None:
+                log.append(f"memory kept for {stream.name}")
+
+        @contextmanager
+        def on(stream: Stream) -> Iterator[None]:
+            log.append(f"on {stream.name}")
+            yield
+            log.append(f"off {stream.name}")
+
+        empty = torch.empty
+
+        def pinned(*shape: Any, pin_memory: bool, **options: Any) -> torch.Tensor:
+            assert pin_memory
+            log.append("pinned")
+            return empty(*shape, **options)
+
+        monkeypatch.setattr(torch, "empty", pinned)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda _device: Stream("side"))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: Stream("model"))
+        monkeypatch.setattr(torch.cuda, "stream", on)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        copy = HostCopier()._from_cuda(torch.arange(6.0).as_subclass(Snapshot))
+        made = ["side waits for model", "on side", "pinned", "event on side", "off side", "memory kept for side"]
+        assert log == made
+        assert copy.numpy().tolist() == [0, 1, 2, 3, 4, 5]
+        assert log == [*made, "reader waits"]
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
