@@ -122,8 +122,8 @@ for (const name of ["generated", "reference"]) {
 
 function explain(way, values) {
   const chosen = CHOSEN[way], shown = SHOWN[way], box = boxes[chosen], finite = values.some(Number.isFinite);
-  const listed = chosen === "reference" && facts.view === "tokens";
-  let what = `${listed ? "The" : facts.names[chosen]} ${cellName(chosen, box.row, box.column)}`;
+  let what = `${facts.names[chosen]} ${cellName(chosen, box.row, box.column)}`;
+  if (chosen === "reference" && facts.view === "tokens") what = `K${cellName(chosen, box.row, 0).slice(1)}`;
   if (facts.view === "whole") what = "The attention of all keys together";
   else if (way === "g2r" && region() === "mask") what = "The mask";
   else if (box.rows * box.columns > 1) what += ` (${box.rows} x ${box.columns} from there)`;

@@ -25,6 +25,9 @@ MOST_TOKENS: Final = 128
 FINENESS: Final = ((64, True), (48, True), (32, True), (24, True), (16, True), (16, False), (12, False), (8, False))
 """From fine to coarse: the most cells along a side of a grid, and whether heads are kept apart."""
 
+FLOAT_COST: Final = 8
+"""Values of attention that take as much of the page as one float32."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -88,24 +91,25 @@ class ReportPlan:
         return ("r2g",) if self.view == "whole" else DIRECTIONS
 
     @property
-    def stored_values(self) -> int:
-        """Values of all directions."""
-        heads = [len(one.selected.heads) if self.heads_apart else 1 for one in self.classes]
-        cells = [one.queries.cells * one.keys.cells * len(one.selected.layers) for one in self.classes]
-        return (
-            len(self.kept_directions)
-            * len(self.spans)
-            * sum(count * head for count, head in zip(cells, heads, strict=True))
-        )
+    def cost(self) -> int:
+        """What the page takes, in values of attention; a quantum and a value of a level map count as `FLOAT_COST`."""
+        ways, pairs = len(self.kept_directions), 0
+        for one in self.classes:
+            heads = len(one.selected.heads) if self.heads_apart else 1
+            queries, keys = one.queries.cells, one.keys.cells
+            pairs += heads * len(one.selected.layers) * (ways * queries * keys + FLOAT_COST * (queries + keys))
+        maps = 1 + len(self.spans) + len(self.trace.heads) + len(self.trace.layers)
+        shown = sum(self.grids[way][0] * self.grids[way][1] for way in self.directions)
+        return len(self.spans) * pairs + 2 * FLOAT_COST * maps * shown
 
 
-def plan_report(trace: Trace, groups: int | None, most_values: int) -> ReportPlan:
-    """The finest plan that holds no more than so many values.
+def plan_report(trace: Trace, groups: int | None, most: int) -> ReportPlan:
+    """The finest plan that costs no more than so many values.
 
     Raises
     ------
     InputError
-        If the queries lie on no grid, `groups` does not fit the steps, or even the coarsest plan holds more.
+        If the queries lie on no grid, `groups` does not fit the steps, or even the coarsest plan costs more.
     """
     directions = mappable_directions(trace)
     if "r2g" not in directions:
@@ -115,10 +119,10 @@ def plan_report(trace: Trace, groups: int | None, most_values: int) -> ReportPla
     for most_cells, heads_apart in FINENESS:
         plan = _plan_of(trace, view, most_cells, spans)
         plan = replace(plan, heads_apart=heads_apart, directions=directions, reason=reason)
-        if plan.stored_values <= most_values:
+        if plan.cost <= most:
             return plan
     if groups is None and len(spans) > 1:
-        return plan_report(trace, 1, most_values)
+        return plan_report(trace, 1, most)
     raise InputError(
         f"trace {trace.path}: a report of {len(trace.layers)} layers and {len(spans)} groups of steps does not fit the "
         "limit of its size even on grids of 8 cells a side: select layers (--layers), or raise the limit (--limit)"

@@ -94,6 +94,8 @@ def write_report(
     contents = gather(trace, groups=groups, limit=limit)
     page = _page(contents, title or name_of(trace))
     encoded = page.encode()
+    if len(encoded) > limit:
+        raise InputError(f"limit: the report takes {len(encoded)} bytes even in its coarsest form, found {limit}")
     path.write_bytes(encoded)
     plan = contents.plan
     return Report(
