@@ -54,7 +54,7 @@ def pair_values(
 def _scores_of(
     arrays: Arrays, path: str, settings: Settings, storage_options: Mapping[str, Any] | None
 ) -> dict[str, float]:
-    scores: dict[str, float] = {name: float(arrays[name]) for name in SCORES if name in arrays}
+    scores: dict[str, float] = {name: float(arrays[name]) for name in SCORES if name in arrays and name != "area"}
     for direction in DIRECTIONS:
         if f"ulam_{direction}" in arrays:
             of_maps = asdict(score_maps({level: _map(arrays, f"{level}_{direction}") for level in LEVELS}))

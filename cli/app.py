@@ -13,6 +13,7 @@ from attrace.cli.demo import demo
 from attrace.cli.diff import diff
 from attrace.cli.errors import as_failure
 from attrace.cli.export_trace import export
+from attrace.cli.faithfulness import faithfulness
 from attrace.cli.info import info
 from attrace.cli.maps import maps
 from attrace.cli.options import examples
@@ -74,6 +75,7 @@ for _command in (
     precompute,
     aggregate,
     compare,
+    faithfulness,
     pack,
     unpack,
     export,

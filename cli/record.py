@@ -100,8 +100,7 @@ def record(
     steps, reference, mask, scene, save_image; what a line lacks is taken from the options. Complete traces are
     skipped, so the same command goes on after an interruption, and several processes or machines can share the list.
     """
-    if (ip_adapter is None) != (ip_adapter_weights is None):
-        raise click.UsageError("--ip-adapter and --ip-adapter-weights go together: the folder, and the file in it")
+    adapter = ip_adapter_files(ip_adapter, ip_adapter_weights)
     options = recording_arguments(**options) | {
         "model_id": source,
         "revision": revision,
@@ -118,7 +117,7 @@ def record(
             dtype=dtype,
             device=device,
             local_files_only=local_files_only,
-            ip_adapter=None if ip_adapter is None or ip_adapter_weights is None else (ip_adapter, ip_adapter_weights),
+            ip_adapter=adapter,
         )
 
     target = _local(output)
@@ -136,6 +135,15 @@ def record(
     listed = read_list(jobs, target, inputs, {"steps": steps, "seed": seed, **pictures})
     with recorder_needed("record"), messages_on_stderr(logging.WARNING):
         record_list(load, listed, options, as_json=as_json)
+
+
+def ip_adapter_files(folder: str | None, weights: str | None) -> tuple[str, str] | None:
+    """Folder or hub id of an IP-Adapter and the file in it; None where neither is given."""
+    if folder is None and weights is None:
+        return None
+    if folder is None or weights is None:
+        raise click.UsageError("--ip-adapter and --ip-adapter-weights go together: the folder, and the file in it")
+    return folder, weights
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from support import support_table
 # tiny models lose more time in waking threads than they win; read when torch is first imported, here or in a child
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-NEED_TORCH = ["recorder/*", "examples/*", "cli/test_demo.py", "cli/test_record.py"]
+NEED_TORCH = ["recorder/*", "examples/*", "cli/test_demo.py", "cli/test_faithfulness.py", "cli/test_record.py"]
 
 collect_ignore_glob = [] if find_spec("torch") else NEED_TORCH
 

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from attrace.analysis.figures.draw import QUIET, TEXT_SIZE
-from attrace.analysis.figures.text import wrapped
+from attrace.analysis.figures.text import labels_along, wrapped
 
 SEQUENTIAL: Final = "viridis"
 DIVERGING: Final = "PuOr_r"
@@ -34,7 +34,7 @@ def draw_difference(a: xr.DataArray, b: xr.DataArray, difference: xr.DataArray, 
     """
     dim = None if difference.ndim == 2 else str(difference.dims[0])
     stacks = [np.asarray(one.values, np.float64).reshape(-1, *one.shape[-2:]) for one in (a, b, difference)]
-    labels = [""] if dim is None else [f"{dim} {label}" if dim != "layer" else label for label in _labels(a, dim)]
+    labels = [""] if dim is None else labels_along(a, dim)
     shown = np.stack(stacks[:2])
     low, high = (float(end) for end in (np.nanmin(shown), np.nanmax(shown)))
     reach = float(np.nanmax(np.abs(stacks[2]))) or 1.0
@@ -63,11 +63,6 @@ def draw_difference(a: xr.DataArray, b: xr.DataArray, difference: xr.DataArray, 
     for axis, label in zip(axes[0], labels, strict=True):
         axis.set_title(wrapped(label, 18), size=TEXT_SIZE - 1, loc="left", parse_math=False)
     return figure
-
-
-def _labels(maps: xr.DataArray, dim: str) -> list[str]:
-    known = maps[dim].values.tolist() if dim in maps.coords else range(maps.sizes[dim])
-    return [str(label) for label in known]
 
 
 def _bar(figure: Figure, axis: Any, scale: Normalize, colours: str) -> None:

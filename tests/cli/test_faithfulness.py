@@ -1,0 +1,129 @@
+"""`attrace faithfulness` records, hides, generates again, and says what changed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from click.testing import Result
+from support.commands import examples_of
+from support.models import box_mask, demo, picture
+
+from attrace.analysis import open_trace, ulam
+from attrace.analysis.faithfulness import first_of, picture_change
+from attrace.cli import main
+from attrace.recorder.faithfulness import regenerate
+
+from .conftest import Run
+
+INPUTS = {"image": "scene", "mask_image": "mask", "reference_image": "reference"}
+TEST = (
+    *("faithfulness", "--pipeline", "pipeline", "--class", "attrace.demo.pipeline:ReferenceInpaintPipeline"),
+    *("--steps", "2", "--shares", "0.5", "--draws", "2", "-o", "out"),
+)
+ONE = (
+    *("--reference", "reference_image", "--mask", "mask_image"),
+    *(part for name, file in INPUTS.items() for part in ("--input", f"{name}=@{file}.png")),
+)
+
+
+@pytest.fixture(scope="session")
+def saved_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "pipeline"
+    demo().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def workplace(saved_pipeline: Path, tmp_path: Path) -> Path:
+    """A folder with a pipeline, pictures, and a list of two inputs."""
+    (tmp_path / "pipeline").symlink_to(saved_pipeline)
+    for seed, name in enumerate(("scene", "reference", "other")):
+        picture(seed=seed).save(tmp_path / f"{name}.png")
+    box_mask().save(tmp_path / "mask.png")
+    jobs = [
+        {"id": name, "seed": seed, "inputs": {one: f"@{file}.png" for one, file in (INPUTS | {"image": scene}).items()}}
+        for seed, (name, scene) in enumerate({"first": "scene", "second": "other"}.items())
+    ]
+    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+    return tmp_path
+
+
+def succeeded(result: Result) -> str:
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+@pytest.mark.usefixtures("workplace")
+def test_one_input_is_tested_against_its_own_map(run: Run) -> None:
+    told = json.loads(succeeded(run(*TEST, *ONE, "--seed", 4, "--json")))
+    assert told["fractions"] == [0, 0.5, 1]
+    trace = open_trace("out/run.zarr")
+    heat = ulam(trace, direction="g2r").compute()
+    order = np.argsort(-heat.values.ravel(), kind="stable")
+    grid = (heat.sizes["row"], heat.sizes["column"])
+    hidden = [first_of(order, 0.5, grid), first_of(order[::-1], 0.5, grid), np.ones(grid, bool)]
+    given = {name: PIL.Image.open(f"{file}.png") for name, file in INPUTS.items()}
+    pictures = regenerate(demo(), given, "reference_image", hidden, seed=4, steps=2)
+    mask = trace.images["mask"].values > 127
+    top, bottom, every = (picture_change(one, trace.images["generated"].values, mask) for one in pictures)
+    assert told["deletion"]["top"] == [[0, pytest.approx(top), pytest.approx(every)]]
+    assert told["deletion"]["bottom"] == [[0, pytest.approx(bottom), pytest.approx(every)]]
+    assert told["insertion_area"]["top"]["value"] == pytest.approx(told["deletion_area"]["bottom"]["value"])
+    assert json.loads(Path("out/faithfulness.json").read_text()) == told
+    with PIL.Image.open("out/faithfulness.png") as figure:
+        assert figure.width > 500
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_list_of_inputs_is_recorded_once(run: Run) -> None:
+    arguments = (*TEST, "--jobs", "jobs.jsonl", "--reference", "reference_image", "--mask", "mask_image")
+    lines = list(csv.DictReader(succeeded(run(*arguments, "--csv")).splitlines()))
+    assert {(line["input"], line["order"]) for line in lines} == {
+        (name, order) for name in ("first", "second") for order in ("top", "random", "bottom")
+    }
+    recorded = open_trace("out/first.zarr").manifest.id
+    table = succeeded(run(*arguments))
+    assert open_trace("out/first.zarr").manifest.id == recorded
+    assert [line.split()[0] for line in table.splitlines()[1:4]] == ["top", "random", "bottom"]
+    assert "faithful above 1" in table
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_trace_of_another_picture_is_refused(run: Run) -> None:
+    succeeded(run(*TEST, *ONE, "--seed", 4, "--json"))
+    picture(seed=9).save("reference.png")
+    result = run(*TEST, *ONE, "--seed", 4)
+    assert result.exit_code == 1
+    assert "another picture" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (ONE, "pass --seed"),
+        (("--seed", "1", *ONE[2:]), "pass --reference"),
+        (("--seed", "1", *ONE[2:], "--reference", "reference.png"), "pass --reference with the name of an input"),
+        (("--seed", "1", *ONE, "--shares", "0.5,0.2"), "rising shares"),
+        (("--seed", "1", *ONE, "--shares", "1"), "rising shares"),
+        (("--seed", "1", *ONE, "--json", "--csv"), "not both"),
+        (("--seed", "1", *ONE, "--fill", "black"), "'mean', 'blur', 'swap'"),
+    ],
+)
+@pytest.mark.usefixtures("workplace")
+def test_what_cannot_be_tested_is_refused(run: Run, extra: tuple[str, ...], message: str) -> None:
+    result = run(*TEST, *extra)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("example", examples_of(main.commands["faithfulness"]), ids=" ".join)
+@pytest.mark.usefixtures("workplace")
+def test_every_example_works(example: list[str], run: Run) -> None:
+    succeeded(run(*("2" if argument == "20" else argument for argument in example), "--shares", "0.5", "--draws", "1"))
