@@ -159,7 +159,7 @@ def _key_side(site_class: SiteClass, view: KeyView, most_cells: int) -> Side | N
         return Side(everything, (site_class.keys, 1), identity, coarser=False)
     if view == "whole":
         weights = normalised(key_weights(site_class, None))
-        return Side(everything, (1, 1), sparse.csc_array(weights[None]), coarser=site_class.keys > 1)
+        return Side(everything, (1, 1), sparse.csc_array(weights[None]), coarser=False)
     picture = picture_segment(site_class)
     if picture is None or picture[1].grid is None:
         return None
