@@ -152,9 +152,16 @@ def test_a_newer_major_version_is_refused_and_a_minor_one_read(packed: Path, tmp
         with zipfile.ZipFile(changed, "w") as archive:
             for name, content in entries.items():
                 archive.writestr(name, content.replace(b'"version": "1.0"', f'"version": "{version}"'.encode()))
-        for address in (changed, _in_memory(changed.read_bytes())):
-            if version == "1.7":
-                assert open_trace(address).manifest.version == "1.7"
-                continue
-            with pytest.raises(TraceVersionError, match=r"version 2\.0 .* reads up to 1\.0: upgrade attrace"):
-                open_trace(address)
+        for name, content in entries.items():
+            file = tmp_path / f"{version}.zarr" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content.replace(b'"version": "1.0"', f'"version": "{version}"'.encode()))
+        with serving(tmp_path) as served:
+            at_server = [f"{served.address}/{version}.{kind}" for kind in ("zip", "zarr")]
+            for address in (changed, tmp_path / f"{version}.zarr", _in_memory(changed.read_bytes()), *at_server):
+                if version == "1.7":
+                    assert open_trace(address).manifest.version == "1.7"
+                    assert verify(address).sound
+                    continue
+                with pytest.raises(TraceVersionError, match=r"version 2\.0 .* reads up to 1\.0: upgrade attrace"):
+                    open_trace(address)

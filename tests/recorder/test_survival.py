@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from support import models
 from support.reading import read_array, read_manifest, read_scores
 from support.traces import make_trace
 
+from attrace.analysis.verify import verify
 from attrace.recorder import RecordingWarning, record
 from attrace.recorder import store as store_module
 from attrace.recorder.store import TraceStore, new_manifest_fields
@@ -90,22 +96,68 @@ class TestTheRunIsNotLost:
         assert recording.problem is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 600 kB of its own."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.system(f"mount -t tmpfs -o size=600k tmpfs {disk} 2>/dev/null") != 0:
-        pytest.skip("this system does not let root mount")
+    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=600k tmpfs {disk} 2>/dev/null") != 0:
+        pytest.skip("this system does not let us mount a disk")
     try:
-        unet, results = models.tiny_unet(), []
-        with pytest.warns(RecordingWarning, match="No space left"), record(unet, disk / "run.zarr", context="text"):
-            results += [call(unet) for _ in range(60)]
-        assert len(results) == 60
-        done = np.flatnonzero(read_array(disk / "run.zarr", "step_done"))
-        assert 0 < len(done) < 60
-        assert all(np.isfinite(scores).all() for scores in read_scores(disk / "run.zarr").values())
+        yield disk
     finally:
-        os.system(f"umount {disk}")
+        os.system(f"umount {disk} 2>/dev/null")
+
+
+def test_a_disk_that_is_really_full(disk: Path) -> None:
+    unet, results = models.tiny_unet(), []
+    with pytest.warns(RecordingWarning, match="No space left"), record(unet, disk / "run.zarr", context="text"):
+        results += [call(unet) for _ in range(60)]
+    assert len(results) == 60
+    done = np.flatnonzero(read_array(disk / "run.zarr", "step_done"))
+    assert 0 < len(done) < 60
+    assert all(np.isfinite(scores).all() for scores in read_scores(disk / "run.zarr").values())
+
+
+def test_a_disk_that_is_read_only_is_found_before_the_run(disk: Path) -> None:
+    assert os.system(f"mount -o remount,ro {disk}") == 0
+    with pytest.raises(OSError, match="Read-only"), record(models.tiny_unet(), disk / "run.zarr", context="text"):
+        pytest.fail("the body must not run")
+
+
+def test_a_disk_that_becomes_read_only(disk: Path) -> None:
+    unet, results = models.tiny_unet(), []
+    recording = record(unet, disk / "run.zarr", context="text")
+
+    def run_on() -> None:
+        with recording:
+            results.append(call(unet))
+            while not np.flatnonzero(read_array(disk / "run.zarr", "step_done")).size:
+                time.sleep(0.01)
+            assert os.system(f"mount -o remount,ro {disk}") == 0
+            results.extend(call(unet) for _ in range(3))
+
+    with pytest.warns(RecordingWarning, match="Read-only"):
+        run_on()
+    assert len(results) == 4
+    assert np.flatnonzero(read_array(disk / "run.zarr", "step_done")).tolist() == [0]
+
+
+def test_a_disk_that_vanishes(disk: Path) -> None:
+    """Unmounted while it is written to: nothing that could be taken for a trace is begun in the folder below."""
+    unet, results = models.tiny_unet(), []
+    recording = record(unet, disk / "run.zarr", context="text")
+
+    def run_on() -> None:
+        with recording:
+            results.append(call(unet))
+            assert os.system(f"umount -l {disk}") == 0
+            results.extend(call(unet) for _ in range(3))
+
+    with pytest.warns(RecordingWarning, match="vanished|No such file"):
+        run_on()
+    assert len(results) == 4
+    assert not (disk / "run.zarr/zarr.json").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_the_run(tmp_path: Path) -> None:
@@ -118,6 +170,17 @@ def new_store(path: Path, **options: Any) -> TraceStore:
     return TraceStore(path, Manifest(**new_manifest_fields(), denoiser=ModelIdentity(class_name="Made")), **options)
 
 
+RECORDER = """
+import sys
+from pathlib import Path
+from support.traces import make_trace
+print("ready", flush=True)
+sys.stdin.readline()
+make_trace(Path(sys.argv[1]))
+"""
+"""Records as soon as it is told to."""
+
+
 class TestTwoRecordersOnOnePath:
     def test_only_one_begins(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store_module, "check_room", lambda *_, **__: None)  # both looked before either wrote
@@ -126,6 +189,24 @@ class TestTwoRecordersOnOnePath:
         monkeypatch.setattr(Path, "exists", lambda self: False if self.name == "run.zarr" else exists(self))
         with pytest.raises(TraceExistsError, match="another recorder"):
             new_store(tmp_path / "run.zarr")
+
+    def test_of_several_processes_one_records_and_the_others_say_why_not(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.zarr"
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [sys.executable, "-c", RECORDER, str(path)]
+        recorders = [subprocess.Popen(command, env=environment, text=True, **pipes) for _ in range(4)]
+        for one in recorders:
+            assert one.stdout.readline() == "ready\n"  # type: ignore[union-attr]
+        for one in recorders:
+            one.stdin.write("go\n")  # type: ignore[union-attr]
+            one.stdin.flush()  # type: ignore[union-attr]
+        ended = [(one.communicate()[1], one.returncode) for one in recorders]
+        assert sorted(code for _, code in ended) == [0, 1, 1, 1]
+        for error, code in ended:
+            assert code == 0 or re.search(r"TraceExistsError: .*run\.zarr (exists|is being written)", error), error
+        report = verify(path)
+        assert (report.findings, report.status, report.steps) == ((), "complete", 3)
 
     def test_the_one_that_was_replaced_stops(self, tmp_path: Path) -> None:
         first = new_store(tmp_path / "run.zarr")

@@ -101,7 +101,7 @@ def arrays() -> dict[str, NDArray[Any]]:
 def scores(query: NDArray[Any], key: NDArray[Any], bias: NDArray[Any]) -> NDArray[np.float64]:
     """s = scale * q.k + bias, in float64: (time, layer, head, query, key)."""
     products = np.einsum("tlhqf,tlhkf->tlhqk", query.astype(np.float64), key.astype(np.float64))
-    return JOINT.scale * products + bias[:, :, None, None, :]
+    return np.asarray(JOINT.scale * products + bias[:, :, None, None, :], np.float64)
 
 
 def write_rich(path: Path) -> None:
