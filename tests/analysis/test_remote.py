@@ -158,7 +158,8 @@ def test_a_newer_major_version_is_refused_and_a_minor_one_read(packed: Path, tmp
             file.write_bytes(content.replace(b'"version": "1.0"', f'"version": "{version}"'.encode()))
         with serving(tmp_path) as served:
             at_server = [f"{served.address}/{version}.{kind}" for kind in ("zip", "zarr")]
-            for address in (changed, tmp_path / f"{version}.zarr", _in_memory(changed.read_bytes()), *at_server):
+            here: list[str | Path] = [changed, tmp_path / f"{version}.zarr", _in_memory(changed.read_bytes())]
+            for address in [*here, *at_server]:
                 if version == "1.7":
                     assert open_trace(address).manifest.version == "1.7"
                     assert verify(address).sound
