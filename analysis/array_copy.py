@@ -154,7 +154,7 @@ def kept_members(stored: StoredTrace, cut: Cut) -> Iterator[tuple[str, zarr.Arra
         for one in stored.manifest.classes
         if open_derived(stored, one, len(cut.finished)) is None
     ]
-    for path, member in stored.root.members(max_depth=None):
+    for path, member in stored.members():
         if cut.keeps(stored.manifest, path) and not any(f"{path}/".startswith(f"{cache}/") for cache in stale):
             yield path, member
 

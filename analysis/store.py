@@ -103,6 +103,17 @@ class StoredTrace:
             group = self.root.get(name)
         return group if isinstance(group, zarr.Group) else None
 
+    def members(self) -> list[tuple[str, zarr.Array[Any] | zarr.Group]]:
+        """Every group and array below the root, also those that we do not know, by path.
+
+        Raises
+        ------
+        TraceFormatError
+            If metadata of one cannot be read.
+        """
+        with format_errors(f"trace {self.path}: metadata of a group or array cannot be read"):
+            return list(self.root.members(max_depth=None))
+
     def arrays_in(self, group: str) -> list[str]:
         """Names of the arrays in a group; none where there is no such group.
 

@@ -14,7 +14,7 @@ import zarr
 from attrace.analysis.entries import checked_name
 from attrace.analysis.limits import Limits, variable
 from attrace.analysis.remote import ObstoreObject, answers_ranges, obstore_errors
-from attrace.analysis.store import StoredTrace, format_errors, object_store, open_store
+from attrace.analysis.store import StoredTrace, object_store, open_store
 from attrace.schemas import TraceFormatError, TraceNotFoundError
 
 _REQUESTS: Final = 8
@@ -92,8 +92,7 @@ def _names(stored: StoredTrace) -> list[str]:
             f"{stored.path} has no consolidated metadata, and a web server lists no files: it was not closed (attrace "
             "repair closes it), or ask for it packed"
         )
-    with format_errors(f"{stored.path}: its consolidated metadata cannot be read"):
-        members = list(stored.root.members(max_depth=None))
+    members = stored.members()
     limit = Limits.from_environment().entries
     if len(members) + sum(member.nchunks for _, member in members if isinstance(member, zarr.Array)) > limit:
         raise TraceFormatError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -38,6 +39,8 @@ class AttraceGroup(click.Group):
             with warnings.catch_warnings():
                 # zarr's: that a plain HTTP reader needs consolidated metadata is nothing to tell a user
                 warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+                # asyncio's: where zarr reads several things and one cannot be read, it shows tracebacks of the others
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL)
                 return super().invoke(ctx)
         except Exception as error:
             failure = None if ctx.params["debug"] else as_failure(error)

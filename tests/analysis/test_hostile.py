@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import zipfile
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 from support.traces import make_trace, site_class
 
 from attrace.analysis import llam, open_trace, pack, ulam
 from attrace.analysis.folder import TraceFolder
 from attrace.analysis.precompute import precompute
+from attrace.cli import main
 from attrace.schemas import InputError, TraceFormatError
 
 GROUP = "reference/64x16h2d8"
@@ -81,6 +84,20 @@ def test_metadata_that_is_no_metadata(trace: Path, content: bytes, place: str) -
         return
     with pytest.raises(TraceFormatError, match=r"run\.zarr"):
         read_all(trace)
+
+
+def test_metadata_of_members_that_is_none(trace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Several at once: zarr leaves the errors of all but one to asyncio, which would show their tracebacks."""
+    for name in ("reference", "images", "more", "others"):
+        (trace / name).mkdir(exist_ok=True)
+        (trace / name / "zarr.json").write_text('{"zarr_format": 3}')
+    with pytest.raises(TraceFormatError, match="metadata of a group or array cannot be read"):
+        pack(trace, tmp_path / "run.zip")
+    result = CliRunner().invoke(main, ["pack", str(trace), str(tmp_path / "run.zip")])
+    assert result.exit_code == 3
+    caplog.clear()
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 @pytest.mark.parametrize(("place", "step"), [((0, 0), -2), ((1, 1), 2), ((2, 0), 2**31 - 1)])

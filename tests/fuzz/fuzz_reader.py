@@ -149,6 +149,8 @@ def use(path: Path) -> None:
         lambda: [image.compute() for image in open_trace(path).images.values()],
         lambda: verify(path),
         lambda: list(diff(path, path)),
+        lambda: pack(path, path.with_name("packed.zip"), overwrite=True),
+        lambda: pack(path, path.with_name("recoded.zip"), codec="none", steps=slice(0, 0), overwrite=True),
         lambda: repair(path),
     ]
     if path.is_file():
