@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from attrace.analysis.bounded_codecs import bounded
 from attrace.analysis.cut import Cut, group_of
 from attrace.analysis.derived import open_derived
+from attrace.analysis.limits import variable
 from attrace.analysis.store import StoredArray, StoredTrace
-from attrace.schemas import InputError
+from attrace.schemas import InputError, TraceFormatError
 from attrace.schemas.layout import DERIVED, KEY_STEP, STEP_DONE, TIME, TIMESTEP
 
 READ_FIRST: Final = (TIME, TIMESTEP, STEP_DONE)
@@ -137,14 +138,24 @@ def copied_arrays(stored: StoredTrace, cut: Cut, codecs: tuple[dict[str, Any], .
     found = {path: member for path, member in kept_members(stored, cut) if isinstance(member, zarr.Array)}
     for path in sorted(found, key=lambda path: (path in READ_FIRST, path)):
         group = group_of(stored.manifest, path)
-        copy = ArrayCopy(
-            path, StoredArray(stored.path, path, bounded(found[path])), _places(found[path], cut, group), codecs
-        )
+        copy = ArrayCopy(path, _source(stored, path, found[path]), _places(found[path], cut, group), codecs)
         name = path.rpartition("/")[2]
         if group is not None and name in ("key", KEY_STEP) and cut.steps != cut.finished:
             new_steps, chunk_from = _moved_keys(stored, group, cut)
             copy = replace(copy, values=new_steps) if name == KEY_STEP else replace(copy, chunk_from=chunk_from)
         yield copy
+
+
+def _source(stored: StoredTrace, path: str, array: zarr.Array[Any]) -> StoredArray:
+    """An array of the trace, if it is what the manifest says, or one that we do not know and that is not absurd."""
+    if stored.knows(path):
+        return stored.array(path)
+    if max((*array.shape, array.nchunks)) > stored.limits.entries:
+        raise TraceFormatError(
+            f"trace {stored.path}: array {path!r} has shape {array.shape}, the limit is {stored.limits.entries}: if "
+            f"you trust it, raise {variable('entries')}"
+        )
+    return StoredArray(stored.path, path, bounded(array))
 
 
 def kept_members(stored: StoredTrace, cut: Cut) -> Iterator[tuple[str, zarr.Array[Any] | zarr.Group]]:

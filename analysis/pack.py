@@ -27,7 +27,7 @@ from attrace.analysis.array_copy import (
     kept_members,
 )
 from attrace.analysis.cut import Cut, cut_of, manifest_of_copy
-from attrace.analysis.store import StoredTrace, open_store
+from attrace.analysis.store import StoredTrace, format_errors, open_store
 from attrace.analysis.trace import Layers, Numbers, Trace
 from attrace.schemas import InputError, Manifest
 from attrace.schemas.layout import (
@@ -112,9 +112,11 @@ def pack(
         raise InputError(f"expected parts to leave out among {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
     cut = cut_of(stored, layers, steps, frozenset(without), only_derived=only_derived)
     manifest = manifest_of_copy(stored.manifest, cut, licence=licence, citation=citation)
-    arrays = list(copied_arrays(stored, cut, None if codec is None else codecs_after_bytes(codec)))
+    codecs = None if codec is None else codecs_after_bytes(codec)
     target = Path(target)
-    with zip_writer(target, overwrite=overwrite) as archive:
+    damaged = format_errors(f"trace {stored.path} cannot be packed, it is damaged (attrace verify lists what is wrong)")
+    with damaged, zip_writer(target, overwrite=overwrite) as archive:
+        arrays = list(copied_arrays(stored, cut, codecs))
         _write(archive, stored, cut, manifest, arrays, progress)
     return target
 

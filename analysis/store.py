@@ -37,7 +37,7 @@ from attrace.schemas import (
     parse_manifest,
     root_arrays,
 )
-from attrace.schemas.layout import DERIVED, MANIFEST_ATTRIBUTE, STEP_DONE, chunk_key
+from attrace.schemas.layout import DERIVED, IMAGES, MANIFEST_ATTRIBUTE, STEP_DONE, chunk_key
 
 OBSTORE_SCHEMES: Final = ("s3", "gs", "gcs", "az", "abfs", "http", "https")
 """Addresses that obstore reads, when it is installed; every other one is left to fsspec."""
@@ -86,6 +86,11 @@ class StoredTrace:
         if problem is not None:
             raise TraceFormatError(f"trace {self.path}: array {name!r}: {problem} (attrace verify lists what is wrong)")
         return StoredArray(self.path, name, bounded(array))
+
+    def knows(self, name: str) -> bool:
+        """Whether the format says what the array at a path is."""
+        group, _, rest = name.partition("/")
+        return name in self._specs or (group == IMAGES and rest != "" and "/" not in rest)
 
     def required_paths(self) -> list[str]:
         """Paths of every array that the manifest requires; the cache of marginals is none of them."""

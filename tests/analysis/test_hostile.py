@@ -100,6 +100,29 @@ def test_metadata_of_members_that_is_none(trace: Path, tmp_path: Path, caplog: p
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(f"{GROUP}/query", [2**50, 2, 2, 64, 8]), ("images/generated", [2**50, 8, 3]), ("more", [2**50])],
+)
+def test_what_is_packed_is_looked_at_first(trace: Path, tmp_path: Path, name: str, shape: list[int]) -> None:
+    zarr.open_group(trace).create_array("more", data=np.zeros(3))
+    edit(trace / name, shape=shape)
+    with pytest.raises(TraceFormatError, match=f"'{name}'"):
+        pack(trace, tmp_path / "run.zip")
+    assert not list(tmp_path.glob("*.zip*"))
+
+
+def test_a_packed_trace_that_is_damaged_is_not_packed_again(trace: Path, tmp_path: Path) -> None:
+    packed = pack(trace, tmp_path / "run.zip")
+    content = bytearray(packed.read_bytes())
+    with zipfile.ZipFile(packed) as archive:
+        content[archive.getinfo(f"{GROUP}/query/c/1/0/0/0/0").header_offset] ^= 1
+    packed.write_bytes(content)
+    with pytest.raises(TraceFormatError, match="cannot be packed, it is damaged"):
+        pack(packed, tmp_path / "again.zip")
+    assert not (tmp_path / "again.zip").exists()
+
+
 @pytest.mark.parametrize(("place", "step"), [((0, 0), -2), ((1, 1), 2), ((2, 0), 2**31 - 1)])
 def test_key_step_that_leads_elsewhere(trace: Path, place: tuple[int, int], step: int) -> None:
     key_step = zarr.open_group(trace)[f"{GROUP}/key_step"]
