@@ -1,4 +1,4 @@
-"""A packed trace on a real S3 server: only what is needed is asked for, by range requests; a proxy counts what comes."""
+"""A packed trace on a real S3 server: what is needed is asked for by range requests; a proxy counts what comes."""
 
 from __future__ import annotations
 
