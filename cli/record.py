@@ -25,8 +25,8 @@ from attrace.cli.recording import recording_arguments, recording_options
         """attrace record --pipeline owner/name --steps 50 --seed 0 --device cuda --dtype float16
 --input image=@scene.png --input mask_image=@mask.png --input example_image=@shoe.png
 --scene image --mask mask_image --reference example_image -o run.zarr --save-image run.png""",
-        """attrace record --pipeline ./kontext --input image=@photo.png --input prompt="make it snow" --dtype bfloat16
---context reference --context text --layers "transformer_blocks.*" --steps-kept ::4 --limit-bytes 20GB -o run.zarr""",
+        """attrace record --pipeline ./pipeline --input prompt="a red car" --steps 20
+--layers "up_blocks.*attn2" --steps-kept 0:9 --limit-bytes 2GB -o run.zarr""",
         "attrace record --pipeline ./pipeline --jobs jobs.jsonl --steps 20 -o runs",
     )
 )
