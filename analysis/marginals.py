@@ -191,7 +191,7 @@ def _kept_arrays(trace: Trace, plan: MarginalPlan, derived: Derived) -> dict[Qua
     return {
         quantity: array_of_blocks(
             _ReadOfKept(plan, blocks, derived, quantity),
-            f"kept-{quantity}-{tokenize(trace, plan.selected.group)}",
+            f"kept-{quantity}-{tokenize(trace, plan.selected.group, plan.selected.layers)}",
             _chunks(plan, blocks, length),
             np.dtype(np.float32),
         )
@@ -216,9 +216,8 @@ class _ReadOfKept:
 def _computed_arrays(trace: Trace, plan: MarginalPlan) -> dict[Quantity, da.Array]:
     """From one pass over the data of the class, in tasks of a few steps of one layer."""
     blocks = split(plan.steps, STEPS_PER_BLOCK)
-    token = tokenize(
-        trace, plan.selected.group, plan.steps, plan.query_weights, plan.key_weights, plan.quantities, plan.device
-    )
+    selected = (plan.selected.group, plan.selected.layers, plan.selected.heads)
+    token = tokenize(trace, selected, plan.steps, plan.query_weights, plan.key_weights, plan.quantities, plan.device)
     passed = array_of_blocks(
         _Pass(plan, blocks, ClassSource.of(trace.stored, plan.selected.site_class)),
         f"marginals-{token}",

@@ -163,7 +163,7 @@ def _resampled_plans(
             else:
                 of_queries = query_weights(selected.site_class, queries)
                 marginals = MarginalPlan(layers, trace.step_places, of_queries, quantities=("g2r",))
-            shown = shown * shares.attrs["keys"] if density else shown
+            shown = shown * shares.attrs["sources"] if density else shown
             plans.append(GridPlan(marginals, "g2r", slice(0, shown.size), grid, shown, shares=shares))
     return plans
 

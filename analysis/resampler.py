@@ -95,7 +95,7 @@ def resampler_shares(trace: Trace, how: Literal["last", "rollout"] = "last", *, 
             "long_name": "share of each patch in each token",
             "source": trace.path,
             "how": how,
-            "keys": scores.sizes["key"],
+            "sources": scores.sizes["key"],
         },
     )
 
