@@ -41,7 +41,13 @@ class Scorecard:
     """Cells that an even map of the same entropy has."""
 
 
-def score_map(heat: xr.DataArray, mask: ArrayLike, *, picture_size: tuple[int, int] | None = None) -> Scorecard:
+def score_map(
+    heat: xr.DataArray,
+    mask: ArrayLike,
+    *,
+    picture_size: tuple[int, int] | None = None,
+    published: xr.DataArray | None = None,
+) -> Scorecard:
     """Score a map (row, column) against a mask over the same picture.
 
     Parameters
@@ -52,6 +58,8 @@ def score_map(heat: xr.DataArray, mask: ArrayLike, *, picture_size: tuple[int, i
         (row, column), bool or fractions in [0, 1], of any resolution.
     picture_size
         Rows and columns of the picture, where it is known: the mask must have the same proportions.
+    published
+        The map of `compat="i2am"`, for its IMACS; by default that is of `heat`.
 
     Raises
     ------
@@ -67,7 +75,7 @@ def score_map(heat: xr.DataArray, mask: ArrayLike, *, picture_size: tuple[int, i
     around = mask_box(values > 0)
     return Scorecard(
         imacs=float(imacs(heat, values)),
-        imacs_i2am=float(imacs(heat, values, compat="i2am")),
+        imacs_i2am=float(imacs(heat if published is None else published, values, compat="i2am")),
         inside=float(mass(heat, values)),
         area=float(values.mean()),
         box=in_pixels,

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from attrace.analysis.levels import compute_together, level_maps, mappable_directions
+from attrace.analysis.maps import ulam
 from attrace.analysis.places import correspondence_errors
+from attrace.analysis.published import Compat
 from attrace.analysis.scorecard import Scorecard, score_map
 from attrace.analysis.sram import picture_size
 from attrace.analysis.statistics import agreement, drift, effective_tokens, entropy, psnr, ssim
@@ -129,6 +131,7 @@ def score_trace(
     size: tuple[int, int] | None = None,
     density: bool = False,
     groups: int | None = None,
+    compat: Compat = None,
     truth: NDArray[np.uint8] | None = None,
     places: ArrayLike | None = None,
 ) -> TraceScores:
@@ -144,6 +147,9 @@ def score_trace(
         Rows and columns of the maps; by default 64 along the longer side of the mask, or of the picture.
     density, groups
         As for `ulam` and `tlam`.
+    compat
+        `i2am`: take the published code's IMACS of the map that it computes, where it has one for the direction; else
+        of the plain map.
     truth
         The true picture, uint8 (row, column, channel); by default the picture `truth` of the trace, if there is one.
     places
@@ -162,7 +168,12 @@ def score_trace(
         maps |= level_maps(trace, directions=(direction,), size=chosen, density=density, groups=groups)
     computed = compute_together(maps)
     cards = {
-        f"ulam_{direction}": score_map(computed[f"ulam_{direction}"], mask, picture_size=_below(trace, direction))
+        f"ulam_{direction}": score_map(
+            computed[f"ulam_{direction}"],
+            mask,
+            picture_size=_below(trace, direction),
+            published=_published(trace, direction, compat),
+        )
         for direction, mask in masks.items()
     }
     return TraceScores(
@@ -171,6 +182,12 @@ def score_trace(
         score_picture(trace, truth, masks.get("r2g")),
         {} if places is None else correspondence_errors(trace, places),
     )
+
+
+def _published(trace: Trace, direction: Direction, compat: Compat) -> xr.DataArray | None:
+    if compat is None or direction not in mappable_directions(trace, compat=compat):
+        return None
+    return ulam(trace, direction=direction, compat=compat).compute()
 
 
 def stored_mask(trace: Trace) -> NDArray[np.bool_]:

@@ -9,12 +9,14 @@ import click
 
 from attrace.cli.export import directions_of, write_maps, writer_for
 from attrace.cli.options import (
+    compat_option,
     density_option,
     direction_option,
     examples,
     json_option,
     level_option,
     overwrite_option,
+    resampler_option,
     select,
     selection_options,
     size_option,
@@ -23,6 +25,8 @@ from attrace.cli.options import (
 from attrace.cli.output import check_output, dask_progress, print_json, print_table
 
 if TYPE_CHECKING:
+    from attrace.analysis.published import Compat
+    from attrace.analysis.resampler import Resampler
     from attrace.schemas import Direction, Level
 
 
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
 @click.option("--groups", type=click.IntRange(min=1), help="Groups of steps of the time-level maps; 5 by default.")
 @size_option
 @density_option
+@compat_option
+@resampler_option
 @selection_options
 @overwrite_option
 @json_option
@@ -53,6 +59,8 @@ def maps(
     groups: int | None,
     size: tuple[int, int] | None,
     density: bool | None,
+    compat: Compat,
+    resampler: Resampler,
     overwrite: bool,
     as_json: bool,
     **selection: Any,
@@ -67,7 +75,14 @@ def maps(
     check_output(output, overwrite=overwrite)
     chosen = select(trace, **selection)
     lazy = level_maps(
-        chosen, levels=level, directions=direction or None, groups=groups, size=size, density=bool(density)
+        chosen,
+        levels=level,
+        directions=direction or None,
+        groups=groups,
+        size=size,
+        density=bool(density),
+        compat=compat,
+        resampler=resampler,
     )
     writer_for(output, directions_of(lazy))
     with dask_progress():

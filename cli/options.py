@@ -123,6 +123,16 @@ direction_option = click.option(
 density_option = click.option(
     "--density/--no-density", default=None, help="Relative to even attention (1), so that layers of all grids compare."
 )
+compat_option = click.option(
+    "--compat",
+    type=click.Choice(("i2am",)),
+    help="As the published code of I2AM does it: its layers, summed over steps.",
+)
+resampler_option = click.option(
+    "--resampler",
+    type=click.Choice(("last", "rollout")),
+    help="g2r of an IP-Adapter Plus: lay its tokens on the patches, by the resampler's last layer or all of them.",
+)
 level_option = click.option(
     "--level", type=click.Choice(LEVELS), multiple=True, default=LEVELS, help="May be repeated; all by default."
 )

@@ -9,12 +9,14 @@ import click
 
 from attrace.cli.options import (
     LEVELS,
+    compat_option,
     density_option,
     direction_option,
     examples,
     json_option,
     overwrite_option,
     pixel,
+    resampler_option,
     select,
     selection_options,
     size_option,
@@ -24,6 +26,8 @@ from attrace.cli.output import dask_progress, print_json, print_paths
 
 if TYPE_CHECKING:
     from attrace.analysis.figures.save import FileFormat
+    from attrace.analysis.published import Compat
+    from attrace.analysis.resampler import Resampler
     from attrace.schemas import Direction, Level
 
 FIGURES: Final = (*LEVELS, "sram")
@@ -49,6 +53,8 @@ FIGURES: Final = (*LEVELS, "sram")
 @click.option("--at", type=pixel, metavar="ROW,COLUMN", help="Patch for sram_g2r: a pixel of the generated picture.")
 @size_option
 @density_option
+@compat_option
+@resampler_option
 @selection_options
 @click.option(
     "--format",
@@ -70,6 +76,8 @@ def plot(
     at: tuple[int, int] | None,
     size: tuple[int, int] | None,
     density: bool | None,
+    compat: Compat,
+    resampler: Resampler,
     file_format: FileFormat,
     smooth: bool,
     overwrite: bool,
@@ -79,7 +87,8 @@ def plot(
     """Draw the maps of a trace over its pictures.
 
     Makes a file for each level and direction, and for chosen patches (sram), and prints their names. The maps of
-    a figure share one colour scale; the picture below them is grey, so that colour means attention.
+    a figure share one colour scale; the picture below them is grey, so that colour means attention. With --compat
+    the values are those that the published code draws: scaled to [0, 1], R2G turned round, up to 0.4 set to 0.
     """
     from attrace.analysis.figures import Paint, save_figures
 
@@ -93,7 +102,9 @@ def plot(
             directions=direction or None,
             groups=groups,
             size=size,
-            density=density is not False,
+            density=bool(density) if compat else density is not False,
+            compat=compat,
+            resampler=resampler,
             paint=Paint(smooth=smooth),
             file_format=file_format,
             overwrite=overwrite,

@@ -96,6 +96,7 @@ def score(
             masks,
             size=size,
             density=bool(density),
+            compat="i2am" if compat else None,
             groups=groups,
             truth=true_picture,
             places=true_places,

@@ -12,11 +12,13 @@ from attrace.cli.inputs import read_mask
 from attrace.cli.options import (
     DIRECTIONS,
     box,
+    compat_option,
     density_option,
     examples,
     json_option,
     overwrite_option,
     pixel,
+    resampler_option,
     select,
     selection_options,
     size_option,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from attrace.analysis import Trace
+    from attrace.analysis.published import Compat
+    from attrace.analysis.resampler import Resampler
     from attrace.schemas import Direction
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -56,6 +60,8 @@ PICTURES = (".png", ".pdf", ".svg")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A .png, .pdf, .svg, .npz, .zarr or .nc file.")
 @size_option
 @density_option
+@compat_option
+@resampler_option
 @selection_options
 @overwrite_option
 @json_option
@@ -69,6 +75,8 @@ def sram(
     output: Path | None,
     size: tuple[int, int] | None,
     density: bool | None,
+    compat: Compat,
+    resampler: Resampler,
     overwrite: bool,
     as_json: bool,
     **selection: Any,
@@ -90,7 +98,15 @@ def sram(
     place = choices[0] if mask is None else read_mask(mask, "--mask")
     chosen = select(trace, **selection)
     with dask_progress():
-        heat = chosen_map(chosen, place, direction=direction, size=size, density=bool(density)).compute()
+        heat = chosen_map(
+            chosen,
+            place,
+            direction=direction,
+            size=size,
+            density=bool(density),
+            compat=compat,
+            resampler=resampler,
+        ).compute()
     if output is not None:
         _write(chosen, heat, place, output, overwrite=overwrite)
     _tell(chosen, heat, top, output, as_json=as_json)

@@ -12,6 +12,8 @@ from attrace.analysis.figures.maps import PICTURE_OF, draw_map, draw_sram
 from attrace.analysis.levels import compute_together, level_maps, mappable_directions
 from attrace.analysis.maps import ulam
 from attrace.analysis.plans import finest_grid
+from attrace.analysis.published import Compat, as_published
+from attrace.analysis.resampler import Resampler
 from attrace.analysis.sram import At, chosen_patches, sram
 from attrace.analysis.strongest import strongest_patches
 from attrace.analysis.weights import coverage
@@ -37,6 +39,8 @@ def save_figures(
     groups: int | None = None,
     size: Size | None = None,
     density: bool = True,
+    compat: Compat = None,
+    resampler: Resampler = None,
     at: At | None = None,
     paint: Paint | None = None,
     file_format: FileFormat = "png",
@@ -57,6 +61,11 @@ def save_figures(
         As for `level_maps`: every direction that has a map by default, and all levels, with `sram` for chosen patches.
     density
         Show attention relative to an even spread, so that layers of different grids compare; else plain weights.
+    compat
+        `i2am`: the values that the published code draws (`as_published`), of the maps that it computes; without
+        `density`.
+    resampler
+        As for `ulam`, of the `g2r` maps.
     at
         The chosen patches of `sram_g2r`, as for `sram`; by default the patch with the most attention of the other
         direction, inside the mask where there is one. `sram_r2g` always takes that default.
@@ -80,7 +89,7 @@ def save_figures(
         If a direction that is asked for has no map.
     """
     folder, levels = Path(folder), list(levels)
-    possible = mappable_directions(trace)
+    possible = mappable_directions(trace, compat=compat, resampler=resampler)
     wanted = possible if directions is None else tuple(directions)
     maps = level_maps(
         trace,
@@ -89,9 +98,13 @@ def save_figures(
         groups=groups,
         size=size,
         density=density,
+        compat=compat,
+        resampler=resampler,
     )
-    # choosing patches takes a grid on both sides
+    # choosing patches takes a grid on both sides, of the patches themselves to choose among them
     mirrored = wanted if "sram" in levels and len(possible) == len(DIRECTIONS) else ()
+    if compat is not None or resampler is not None:
+        mirrored = tuple(direction for direction in mirrored if direction == "g2r")
     files = {
         name: folder / f"{name}.{file_format}" for name in [*maps, *(f"sram_{direction}" for direction in mirrored)]
     }
@@ -99,11 +112,13 @@ def save_figures(
     pictures = pictures_of(trace)
     folder.mkdir(parents=True, exist_ok=True)
     for name, heat in compute_together(maps).items():
-        save_figure(draw_over(heat, pictures, paint=paint), files[name])
+        shown = heat if compat is None else as_published(heat)
+        save_figure(draw_over(shown, pictures, paint=paint), files[name])
     for direction in mirrored:
         place = at if at is not None and direction == "g2r" else strongest_place(trace, direction)
-        heat = sram(trace, place, direction=direction, size=size, density=density)
-        save_figure(draw_chosen(trace, heat, place, paint=paint), files[f"sram_{direction}"])
+        heat = sram(trace, place, direction=direction, size=size, density=density, compat=compat, resampler=resampler)
+        shown = heat if compat is None else as_published(heat)
+        save_figure(draw_chosen(trace, shown, place, paint=paint), files[f"sram_{direction}"])
     return list(files.values())
 
 

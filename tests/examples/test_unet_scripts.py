@@ -20,7 +20,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from attrace.cli import main as attrace
 
 FOLDER = Path(__file__).parents[2] / "examples"
-PBE, SD, XL = "Paint-by-Example, diffusers", "Stable Diffusion 1.5, 2 (DAAM)", "Stable Diffusion XL (DAAM)"
+PBE = "Paint-by-Example, diffusers"
+SD, SD2, XL = (f"Stable Diffusion {version} (DAAM)" for version in ("1.5", "2", "XL"))
 PIX2PIX = "InstructPix2Pix"
 SIZE = ["--size", "32", "32"]
 WORD = ["--prompt", "a cat", "--word", "cat"]
@@ -63,6 +64,7 @@ def run(script: str, pipeline: Any, *arguments: str) -> Any:
         for row, script, make, arguments, profile in (
             (PBE, "paint_by_example", models.paint_by_example, [*PAINT, *SIZE], "paint-by-example"),
             (SD, "token_maps", models.stable_diffusion, [*WORD, *SIZE], "stable-diffusion"),
+            (SD2, "token_maps", models.stable_diffusion_2, [*WORD, *SIZE], "stable-diffusion"),
             (XL, "token_maps", models.stable_diffusion_xl, [*WORD, *SIZE], "stable-diffusion-xl"),
             ("Prompt-to-Prompt", "prompt_to_prompt", models.stable_diffusion, [*TOKENS, *SIZE], "stable-diffusion"),
             (PIX2PIX, "instruct_pix2pix", models.instruct_pix2pix, [*SCENE, *WORD], "instruct-pix2pix"),
@@ -139,6 +141,7 @@ def run_command(*inputs: str, options: Sequence[str] = ()) -> Any:
         for row, make, inputs in (
             (PBE, models.paint_by_example, "image=@scene.png mask_image=@mask.png example_image=@reference.png"),
             (SD, models.stable_diffusion, "prompt=cat"),
+            (SD2, models.stable_diffusion_2, "prompt=cat"),
             (XL, models.stable_diffusion_xl, "prompt=cat"),
             (PIX2PIX, models.instruct_pix2pix, "prompt=cat image=@scene.png"),
             ("SD inpainting", models.inpainting, "prompt=cat image=@scene.png mask_image=@mask.png"),

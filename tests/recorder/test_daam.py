@@ -63,7 +63,13 @@ def daam(truth: Scores, places: list[int], side: int = 64) -> dict[str, NDArray[
     return maps
 
 
-@pytest.fixture(scope="module", params=["sd15", "sd2", "sdxl"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.supports(f"Stable Diffusion {version} (DAAM)"))
+        for name, version in (("sd15", "1.5"), ("sd2", "2"), ("sdxl", "XL"))
+    ],
+)
 def recorded(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scores, int]:
     """A trace of two calls with guidance, what its modules saw, and how many layers DAAM takes."""
     described, layers = {"sd15": (SD15, 6), "sd2": (SD2, 6), "sdxl": (SDXL, 6)}[request.param]

@@ -72,6 +72,11 @@ def stable_diffusion(**unet: Any) -> StableDiffusionPipeline:
     )
 
 
+def stable_diffusion_2() -> StableDiffusionPipeline:
+    """Linear projections, and heads of one width, more of them in deeper layers."""
+    return stable_diffusion(use_linear_projection=True, attention_head_dim=(2, 4))
+
+
 def instruct_pix2pix() -> StableDiffusionInstructPix2PixPipeline:
     return quiet(
         StableDiffusionInstructPix2PixPipeline(

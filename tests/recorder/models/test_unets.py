@@ -69,7 +69,8 @@ def test_paint_by_example(capture: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "sites"),
     [
-        pytest.param(models.stable_diffusion, 4, marks=pytest.mark.supports("Stable Diffusion 1.5, 2 (DAAM)"), id="sd"),
+        pytest.param(models.stable_diffusion, 4, marks=pytest.mark.supports("Stable Diffusion 1.5 (DAAM)"), id="sd"),
+        pytest.param(models.stable_diffusion_2, 4, marks=pytest.mark.supports("Stable Diffusion 2 (DAAM)"), id="sd2"),
         pytest.param(models.stable_diffusion_xl, 5, marks=pytest.mark.supports("Stable Diffusion XL (DAAM)"), id="xl"),
     ],
 )
