@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from attrace.analysis import Trace, correspondence, imacs, llam, mass, open_trace, ulam
+from attrace.analysis import Trace, correspondence, imacs, llam, mass, open_trace, precompute, ulam
 from attrace.demo.data import SIZE, SampleMaker, Samples, reference_position
 from attrace.demo.pipeline import ReferenceInpaintPipeline, build_pipeline
 from attrace.demo.run import load_pipeline
@@ -74,7 +74,7 @@ def evaluate(pipeline: ReferenceInpaintPipeline, samples: Samples, *, steps: int
                         output_type="pt",
                     ).images
                 )
-            traces += [open_trace(path) for path in paths]
+            traces += [precompute(path) for path in paths]
         return _quality(samples, torch.cat(painted), traces)
 
 
@@ -97,8 +97,8 @@ def true_places(samples: Samples, grid: tuple[int, int], key_grid: tuple[int, in
 def _quality(samples: Samples, painted: Tensor, traces: list[Trace]) -> Quality:
     masks = [xr.DataArray(mask.numpy(), dims=("row", "column")) for mask in samples.mask[:, 0]]
     objects = [xr.DataArray(mask.numpy(), dims=("row", "column")) for mask in samples.object_mask[:, 0]]
-    r2g = [ulam(trace, direction="r2g", size=(SIZE, SIZE), density=True) for trace in traces]
-    g2r = [ulam(trace, direction="g2r", size=(SIZE, SIZE), density=True) for trace in traces]
+    r2g = [ulam(trace, direction="r2g", size=(SIZE, SIZE), density=True).compute() for trace in traces]
+    g2r = [ulam(trace, direction="g2r", size=(SIZE, SIZE), density=True).compute() for trace in traces]
     return Quality(
         psnr=float(np.mean([_psnr(*one) for one in zip(painted, samples.scene, samples.mask, strict=True)])),
         ssim=float(np.mean([_ssim(*one) for one in zip(painted, samples.scene, samples.mask, strict=True)])),
