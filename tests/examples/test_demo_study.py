@@ -52,3 +52,11 @@ def test_a_run_without_kept_pipelines_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(study.main, [str(tmp_path)])
     assert result.exit_code == 2
     assert "train it with --keep" in result.output
+
+
+def test_the_tables_of_the_page_are_those_of_the_kept_rows() -> None:
+    root = Path(__file__).parents[2]
+    rows = [json.loads(line) for line in (root / "examples/demo/study.jsonl").read_text().splitlines()]
+    page = (root / "docs/study.md").read_text()
+    assert study.model_table(rows) in page
+    assert study.correlation_table(rows) in page
