@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from attrace.analysis import Trace, correspondence, imacs, llam, mass, open_trace, precompute, ulam
+from attrace.analysis import Trace, correspondence, imacs, llam, mass, precompute, ulam
 from attrace.demo.data import SIZE, SampleMaker, Samples, reference_position
 from attrace.demo.pipeline import ReferenceInpaintPipeline, build_pipeline
 from attrace.demo.run import load_pipeline
