@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from attrace.schemas import AttraceError
 
@@ -85,7 +85,7 @@ class Claims:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._beat_seconds, self._stale_seconds, self._clock = beat_seconds, stale_seconds, clock
-        self._seen: dict[Path, tuple[bytes, float]] = {}
+        self._seen: dict[Path, tuple[_State, float]] = {}
 
     def take(self, output: Path) -> Claim | Owner:
         """Claim an output, or say who holds it. What was taken is to be released."""
@@ -98,18 +98,20 @@ class Claims:
         try:
             claim.write_first()
         except FileExistsError:  # somebody was quicker
-            return _owner(_read(path))
+            return _owner(_state(path).content)
         return claim
 
     def _holder(self, path: Path) -> Owner | None:
         """Who holds a claim; None if nobody does any more."""
-        content = _read(path)
-        owner = _owner(content)
+        state = _state(path)
+        owner = _owner(state.content)
         if owner.is_dead:
             return None
-        seen, since = self._seen.get(path, (None, 0.0))
-        if content != seen:
-            self._seen[path] = content, self._clock()
+        if state == _State():  # released since it was found
+            return owner
+        seen, since = self._seen.get(path, (_State(), 0.0))
+        if state != seen:
+            self._seen[path] = state, self._clock()
             return owner
         return None if self._clock() - since >= self._stale_seconds else owner
 
@@ -150,7 +152,7 @@ class Claim:
     def is_held(self) -> bool:
         """Whether nobody took it over."""
         successor = _claim_path(self._output, self._number + 1)
-        return _owner(_read(self._path)).token == self.token and not successor.exists()
+        return _owner(_state(self._path).content).token == self.token and not successor.exists()
 
     def require(self) -> None:
         """Make sure that it is held.
@@ -221,11 +223,21 @@ def _claim_path(output: Path, number: int) -> Path:
     return output.with_name(f".{output.name}.claim-{number}")
 
 
-def _read(path: Path) -> bytes:
+class _State(NamedTuple):
+    """What tells a claim that changed from one that did not; two of one name may both be empty while they are made."""
+
+    content: bytes = b""
+    inode: int = 0
+    modified_ns: int = 0
+
+
+def _state(path: Path) -> _State:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            return _State(file.read(), status.st_ino, status.st_mtime_ns)
     except FileNotFoundError:
-        return b""
+        return _State()
 
 
 def _owner(content: bytes) -> Owner:

@@ -121,6 +121,21 @@ def test_a_claim_that_was_not_written_to_the_end_is_waited_for(output: Path) -> 
     taken(claims, output).release()
 
 
+def test_a_claim_being_made_is_not_taken_for_an_old_one_of_its_name(output: Path) -> None:
+    now = 0.0
+    claims = Claims(stale_seconds=10, clock=lambda: now)
+    file = output.with_name(".run.zarr.claim-0")
+    file.write_bytes(b"")
+    assert isinstance(claims.take(output), Owner)
+    file.unlink()
+    now += 11
+    output.with_name("keeps its inode").touch()
+    file.write_bytes(b"")
+    assert isinstance(claims.take(output), Owner)
+    now += 11
+    taken(claims, output).release()
+
+
 def test_a_holder_is_seen_to_live(output: Path) -> None:
     claim = taken(Claims(beat_seconds=0.01), output)
     file = output.with_name(".run.zarr.claim-0")
