@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from attrace.recorder.capture import Projections
 from attrace.recorder.joint import LayoutReader, TokenLayout, joined_layout
 from attrace.recorder.keys import Grid, KeyLabels, label_keys
 from attrace.recorder.profile import Profile, rule_of
+from attrace.recorder.projections import Projections
 from attrace.recorder.sites import Candidate, QueryGrids
 from attrace.schemas import CaptureError, Context
 

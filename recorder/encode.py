@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attrace.recorder.capture import Projections
+from attrace.recorder.projections import Projections
 from attrace.schemas import CaptureError, Encoding
 
 EncodingChoice = Literal["auto", "scores", "factors"]

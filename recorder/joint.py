@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attrace.recorder.capture import Projections
 from attrace.recorder.encode import row_log_sum_exp
 from attrace.recorder.keys import Grid, KeyLabels
 from attrace.recorder.profile import TokenOrder
+from attrace.recorder.projections import Projections
 from attrace.schemas import CaptureError, Context, InputError, KeyKind, KeySegment
 
 _PICTURES = ("img_ids", "img_shapes", "hidden_states")
@@ -104,7 +104,7 @@ class TokenLayout:
     def split(self, projections: Projections, contexts: Iterable[Context]) -> Iterator[tuple[Context, Projections]]:
         """The generated picture's queries with the keys of each context, and the log-sum-exp over all keys."""
         queries = projections.of_queries(self.span("self"))
-        lse = row_log_sum_exp(queries)
+        lse = row_log_sum_exp(queries) if queries.kernel_lse is None else queries.kernel_lse
         for context in contexts:
             yield context, queries.of_keys(self.span(context), lse)
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from attrace.recorder.call import PipelineCall, read_call, read_tile
-from attrace.recorder.capture import METHODS, CaptureMethod, Projections
+from attrace.recorder.capture import METHODS, CaptureMethod
 from attrace.recorder.contexts import ContextSplitter, KeysOfContext
 from attrace.recorder.encode import EncodingChoice, SiteShape, encode
 from attrace.recorder.first_step import FirstStep
@@ -31,6 +31,7 @@ from attrace.recorder.options import RunOptions
 from attrace.recorder.plan import Place, Plan, SiteKey, plan_groups
 from attrace.recorder.problems import changed, format_bytes, over_limit, stops_recording, writer_problem
 from attrace.recorder.profile import LabelWarning
+from attrace.recorder.projections import Projections
 from attrace.recorder.provenance import identify
 from attrace.recorder.sink import TraceSink
 from attrace.recorder.sites import Candidate, QueryGrids, argument_reader, remove_all, shorten, timestep_of

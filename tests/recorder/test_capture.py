@@ -23,7 +23,8 @@ from support.reading import read_array, read_manifest, read_scores
 from torch import Tensor, nn
 
 from attrace.recorder import record
-from attrace.recorder.capture import METHODS, Projections, choose_methods
+from attrace.recorder.capture import METHODS, choose_methods
+from attrace.recorder.projections import Projections
 from attrace.recorder.sites import find_candidates
 from attrace.schemas import CaptureError
 

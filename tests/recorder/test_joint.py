@@ -160,7 +160,7 @@ class TestFlux:
 
     def test_cache_contexts_tell_the_branches_of_a_bare_denoiser(self, tmp_path: Path) -> None:
         denoiser = transformers.flux_transformer()
-        call = flux_call()
+        call = transformers.flux_call(ROWS, COLUMNS)
         with torch.no_grad(), record(denoiser, tmp_path / "run.zarr", branch="unconditional") as recording:
             for name in ("uncond", "cond", "uncond", "cond"):  # the names count, not the order
                 with denoiser.cache_context(name):
@@ -172,13 +172,13 @@ class TestFlux:
         denoiser = transformers.flux_transformer()
         with torch.no_grad(), record(denoiser, tmp_path / "run.zarr", guidance=("a", "b", "c"), branch=("a", "c")):
             for _ in range(6):
-                denoiser(**flux_call())
+                denoiser(**transformers.flux_call(ROWS, COLUMNS))
         manifest = read_manifest(tmp_path / "run.zarr")
         assert manifest.steps == 2
         assert {one.branch for one in manifest.classes} == {"a", "c"}
         with torch.no_grad(), record(denoiser, tmp_path / "cut.zarr", guidance=("a", "b"), branch="both"):
             for _ in range(3):
-                denoiser(**flux_call())
+                denoiser(**transformers.flux_call(ROWS, COLUMNS))
         manifest = read_manifest(tmp_path / "cut.zarr")
         assert manifest.steps == 1
         assert "call 1 is left out" in str(manifest.capture["warnings"])
@@ -250,23 +250,6 @@ class TestFlux:
         assert read_manifest(tmp_path / "run.zarr").classes == ()
 
 
-def flux_call(text: int = 7) -> dict[str, Any]:
-    random = models.noise()
-    places = torch.zeros(ROWS, COLUMNS, 3)
-    places[..., 1] += torch.arange(ROWS)[:, None]
-    places[..., 2] += torch.arange(COLUMNS)
-    return {
-        "hidden_states": torch.randn(1, GENERATED, 16, generator=random),
-        "encoder_hidden_states": torch.randn(1, text, 32, generator=random),
-        "pooled_projections": torch.randn(1, 32, generator=random),
-        "timestep": torch.tensor([0.5]),
-        "guidance": torch.tensor([3.5]),
-        "img_ids": places.reshape(-1, 3),
-        "txt_ids": torch.zeros(text, 3),
-        "return_dict": False,
-    }
-
-
 @pytest.mark.supports("Flux 2")
 def test_flux_2_has_references_and_one_projection_for_everything(tmp_path: Path) -> None:
     denoiser, random = transformers.flux2_transformer(), models.noise()
@@ -299,7 +282,7 @@ def test_an_ip_adapter_beside_joint_attention(tmp_path: Path) -> None:
     path = "transformer_blocks.0.attn"
     adapter = FluxIPAdapterAttnProcessor(hidden_size=32, cross_attention_dim=32, num_tokens=(17,))
     denoiser.get_submodule(path).set_processor(adapter)
-    call = flux_call()
+    call = transformers.flux_call(ROWS, COLUMNS)
     # the generated picture and a reference of 2 x 2
     call["img_ids"] = torch.cat([call["img_ids"], torch.tensor([[1.0, i // 2, i % 2] for i in range(4)])])
     call["hidden_states"] = torch.randn(1, GENERATED + 4, 16, generator=models.noise())
@@ -439,9 +422,9 @@ class TestDispatcher:
         # it sets the backend of every other model too
         attention_dispatch._AttentionBackendRegistry.set_active_backend(attention_dispatch.AttentionBackendName.NATIVE)
         with torch.no_grad():
-            expected = denoiser(**flux_call())[0]
+            expected = denoiser(**transformers.flux_call(ROWS, COLUMNS))[0]
             with transformers.joint_calls(denoiser) as calls, record(denoiser, tmp_path / "run.zarr"):
-                found = denoiser(**flux_call())[0]
+                found = denoiser(**transformers.flux_call(ROWS, COLUMNS))[0]
         assert torch.equal(found, expected)
         compare_with_model(tmp_path / "run.zarr", calls, {"text": slice(0, 7)}, slice(7, 7 + GENERATED))
 
@@ -454,8 +437,8 @@ class TestDispatcher:
             for recording in recordings:
                 recording.__enter__()
             assert registry._backends != before
-            first(**flux_call())
-            second(**flux_call())
+            first(**transformers.flux_call(ROWS, COLUMNS))
+            second(**transformers.flux_call(ROWS, COLUMNS))
             for recording in recordings:
                 recording.__exit__(None, None, None)
         assert registry._backends == before
@@ -466,12 +449,12 @@ class TestDispatcher:
         denoiser, other = transformers.flux_transformer(), transformers.flux_transformer()
         for name in ("alone", "beside"):
             with torch.no_grad(), record(denoiser, tmp_path / name):
-                denoiser(**flux_call())
+                denoiser(**transformers.flux_call(ROWS, COLUMNS))
             # while a layer runs, so does the other model, to its end
 
             def run_other(*_: Any) -> None:
                 with ThreadPoolExecutor(1) as threads:
-                    threads.submit(other, **flux_call()).result()
+                    threads.submit(other, **transformers.flux_call(ROWS, COLUMNS)).result()
 
             denoiser.transformer_blocks[0].attn.norm_q.register_forward_hook(run_other)
         alone, beside = (read_array(tmp_path / name, "text/24x7h2d16/scores") for name in ("alone", "beside"))
@@ -527,6 +510,6 @@ def test_a_model_without_a_profile_is_recorded_with_a_warning(tmp_path: Path) ->
         pytest.warns(LabelWarning, match="nothing is known of Mine.*text, then the generated"),
         record(denoiser, tmp_path / "run.zarr"),
     ):
-        denoiser(**flux_call())
+        denoiser(**transformers.flux_call(ROWS, COLUMNS))
     assert "nothing is known of Mine" in str(read_manifest(tmp_path / "run.zarr").capture["warnings"])
     compare_with_model(tmp_path / "run.zarr", calls, {"text": slice(0, 7)}, slice(7, 7 + GENERATED))

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from attrace.recorder.call import PipelineCall, read_call
-from attrace.recorder.capture import Projections
 from attrace.recorder.encode import SiteShape, encode
 from attrace.recorder.guidance import BatchLayout, batch_layout, kept_branches
 from attrace.recorder.images import Images
 from attrace.recorder.keys import KeyLabels, label_keys
 from attrace.recorder.plan import SeenSite, plan_groups
 from attrace.recorder.profile import PROFILES, KeyContext, Profile, find_profile, guess_profile
+from attrace.recorder.projections import Projections
 from attrace.recorder.select import select_steps
 from attrace.recorder.sites import Candidate, QueryGrids, argument_reader, timestep_of
 from attrace.recorder.transfer import HostCopier, HostCopy

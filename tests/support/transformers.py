@@ -26,7 +26,7 @@ from diffusers import (
 from diffusers.models import attention_dispatch, attention_processor
 from diffusers.models.transformers import transformer_flux, transformer_flux2, transformer_qwenimage
 from numpy.typing import NDArray
-from support.models import clip_text_config, letter_tokenizer, quiet
+from support.models import clip_text_config, letter_tokenizer, noise, quiet
 from torch import Tensor
 from transformers import (
     CLIPTextModel,
@@ -55,6 +55,24 @@ def flux_transformer() -> FluxTransformer2DModel:
         axes_dims_rope=(4, 4, 8),
         guidance_embeds=True,
     ).eval()
+
+
+def flux_call(rows: int, columns: int, text: int = 7) -> dict[str, Any]:
+    """Arguments of that transformer's call for a picture of rows and columns of patches, and that many words."""
+    random = noise()
+    places = torch.zeros(rows, columns, 3)
+    places[..., 1] += torch.arange(rows)[:, None]
+    places[..., 2] += torch.arange(columns)
+    return {
+        "hidden_states": torch.randn(1, rows * columns, 16, generator=random),
+        "encoder_hidden_states": torch.randn(1, text, 32, generator=random),
+        "pooled_projections": torch.randn(1, 32, generator=random),
+        "timestep": torch.tensor([0.5]),
+        "guidance": torch.tensor([3.5]),
+        "img_ids": places.reshape(-1, 3),
+        "txt_ids": torch.zeros(text, 3),
+        "return_dict": False,
+    }
 
 
 def flux(pipeline: Any = FluxPipeline) -> Any:
