@@ -13,19 +13,12 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from attrace.recorder.call import PipelineCall, read_call, read_tile
+from attrace.recorder.branches import RunBranches
+from attrace.recorder.call import read_tile
 from attrace.recorder.capture import METHODS, CaptureMethod
 from attrace.recorder.contexts import ContextSplitter, KeysOfContext
 from attrace.recorder.encode import EncodingChoice, SiteShape, encode
 from attrace.recorder.first_step import FirstStep
-from attrace.recorder.guidance import (
-    BatchLayout,
-    CacheContexts,
-    CallsOfStep,
-    batch_layout,
-    kept_branches,
-    separate_branches,
-)
 from attrace.recorder.keys import Tokens
 from attrace.recorder.options import RunOptions
 from attrace.recorder.plan import Place, Plan, SiteKey, plan_groups
@@ -92,14 +85,8 @@ class DenoiserRecorder:
         self._step: _Step | None = None
         self._waiting: _Step | None = None
         """A step of which another branch is still to come."""
-        self._branch: str | None = None
-        """The branch that the denoiser is being called for; None if its batch holds all of them."""
-        self._branches: tuple[str, ...] = ()
-        self._calls_of_step = CallsOfStep()
-        self._cache_contexts = CacheContexts(denoiser)
+        self._branches = RunBranches(model, denoiser, options)
         self._first = FirstStep()
-        self._call = PipelineCall()
-        self._layouts: dict[tuple[int, str | None], BatchLayout] = {}
         self._shapes: dict[SiteKey, SiteShape] = {}
         self._places: dict[SiteKey, Place] = {}
         self._missing: dict[str, list[int]] = {}
@@ -129,7 +116,7 @@ class DenoiserRecorder:
         for candidates in by_module.values():
             self._methods[self._candidates[candidates[0]]].attach(candidates)
         self._grids.attach()
-        self._cache_contexts.attach()
+        self._branches.attach()
         self._handles.append(self._denoiser.register_forward_pre_hook(self._begin_step, with_kwargs=True))
         self._handles.append(self._denoiser.register_forward_hook(self._end_step, always_call=True))
 
@@ -139,7 +126,7 @@ class DenoiserRecorder:
             self._note(f"call {self._waiting.call} is left out: not every branch of it was called")
         self._step = self._waiting = None
         remove_all(self._handles)
-        self._cache_contexts.detach()
+        self._branches.detach()
         for method in self._methods.values():
             method.detach()
         self._grids.detach()
@@ -192,8 +179,8 @@ class DenoiserRecorder:
         arguments = self._read_arguments(args, kwargs)
         if self.problem is not None or arguments.get("skip_layers") is not None:
             return  # the call that SD3's skip-layer guidance adds to a step is of no branch
-        begins = self._begin_branch(arguments)
-        if begins:
+        self._prepare_first()
+        if self._branches.begin(arguments):
             self._finish_waiting()
             call = self.calls
             self.calls += 1
@@ -204,45 +191,31 @@ class DenoiserRecorder:
             timestep = self._copy(torch.as_tensor(timestep_of(arguments)))
             self._waiting = _Step(self.steps, call, timestep)
             self._note_tile(call)
-        if self._waiting is None or not self._is_kept(self._branch):
+        if self._waiting is None or not self._branches.is_kept:
             return
         self._contexts.begin(arguments)
         self._step, self._waiting = self._waiting, None
 
-    def _begin_branch(self, arguments: Mapping[str, Any]) -> bool:
-        """Find out which branch a call is for; whether it is the first call of its step."""
-        if self.plan is None:
-            if self._waiting is None:
-                self._first = FirstStep()  # what a first step that failed left is forgotten
-                self._layouts.clear()
-            self._call = self._read_call()
-        name = self._cache_contexts.name
-        rows = next((one.shape[0] for one in arguments.values() if isinstance(one, torch.Tensor) and one.ndim > 2), 0)
-        options = self._options
-        self._branches = separate_branches(
-            rows, options.samples, named=options.guidance, call=self._call, cache_context=name
-        )
-        if not self._branches:
-            self._branch = None
-            return True
-        self._branch = self._calls_of_step.next(self._branches, name)
-        return len(self._calls_of_step.seen) == 1
-
-    def _is_kept(self, branch: str | None) -> bool:
-        return branch is None or branch in kept_branches(self._options.branch, BatchLayout(self._branches, 1))
+    def _prepare_first(self) -> None:
+        """Before a call that may be of the first step: forget one that failed, and read the pipeline's call."""
+        if self.plan is not None:
+            return
+        if self._waiting is None:
+            self._first = FirstStep()
+            self._branches.forget()
+        self._branches.read_again()
 
     @stops_recording
     def _end_step(self, _module: nn.Module, _args: Any, result: Any) -> None:
         step, self._step = self._step, None
         if result is None:  # the model raised
-            self._calls_of_step.seen.clear()
+            self._branches.end_early()
             self._waiting = None
             return
         if step is None:
             return
         self._waiting = step
-        seen = self._calls_of_step.seen
-        if not any(self._is_kept(branch) for branch in self._branches if branch not in seen):
+        if not self._branches.has_more:
             self._finish_waiting()
 
     def _finish_waiting(self) -> None:
@@ -269,10 +242,8 @@ class DenoiserRecorder:
         if self.plan is None and self._contexts.is_left_out(candidate, projections):
             self._first.left_out[candidate.module] = None
             return
-        batch = self._layout(projections.query.shape[0])
-        for branch in kept_branches(self._options.branch, batch) if self._branch is None else batch.branches:
-            kept = projections.of_rows(batch.rows(branch))
-            for keys in self._contexts.split(candidate, kept):
+        for branch, rows in self._branches.rows(projections.query.shape[0]):
+            for keys in self._contexts.split(candidate, projections.of_rows(rows)):
                 if self.problem is None:
                     self._take_keys(step, candidate, branch, keys)
 
@@ -300,10 +271,6 @@ class DenoiserRecorder:
         if tile is not None:
             self.tiles[str(call)] = tile
 
-    def _read_call(self) -> PipelineCall:
-        call = read_call(self._model)
-        return call if self._options.prompts else call.without_prompts()
-
     def _watch_schedule(self) -> None:
         """Note when the scheduler was set anew: most likely a second picture in a trace that holds one."""
         schedule = getattr(getattr(self._model, "scheduler", None), "timesteps", None)
@@ -316,19 +283,8 @@ class DenoiserRecorder:
 
     # -- the first step
 
-    def _layout(self, rows: int) -> BatchLayout:
-        layout = self._layouts.get((rows, self._branch))
-        if layout is None:
-            options = self._options
-            # read anew: guidance may be switched off in the middle of a run
-            call = self._call if self.plan is None else self._read_call()
-            named = options.guidance if self._branch is None else (self._branch,)
-            layout = batch_layout(rows, options.samples, named=named, profile=options.profile, call=call)
-            self._layouts[rows, self._branch] = layout
-        return layout
-
     def _planned_steps(self) -> int | None:
-        calls = self._call.denoiser_calls
+        calls = self._branches.call.denoiser_calls
         return None if calls is None else self._options.steps.count(calls)
 
     def _choice(self, site: SiteKey) -> EncodingChoice:
@@ -353,6 +309,7 @@ class DenoiserRecorder:
         self._places = plan.places()
         self._shapes = {site.key: site.shape for site in first.sites}
         self.plan = plan
+        self._branches.settle()
         for site, parts in zip(first.sites, first.parts, strict=True):
             self._submit(0, site.key, parts)
         self._first = FirstStep()
@@ -367,7 +324,7 @@ class DenoiserRecorder:
 
     def _note_guesses(self) -> None:
         """Tell the user, and readers of the trace, which labels are guesses."""
-        guesses = self._first.guesses([self._options.profile.guess, *(one.guess for one in self._layouts.values())])
+        guesses = self._first.guesses([self._options.profile.guess, *self._branches.guesses])
         self.notes += guesses
         if guesses:
             warnings.warn(LabelWarning("; ".join(guesses)), stacklevel=2)
@@ -389,20 +346,19 @@ class DenoiserRecorder:
 
     def _submit_beginning(self, plan: Plan) -> None:
         options = self._options
-        tokens = Tokens(self._model, self._call, options.samples, options.tokens, options.profile)
+        tokens = Tokens(self._model, self._branches.call, options.samples, options.tokens, options.profile)
         classes = [plan.classes(partial(tokens.of, sample)) for sample in range(options.samples)]
         members = self._manifest_members()
         begin = partial(self._sink.begin, classes, self._planned_steps() or 64, members)
         self._writer.submit(begin, alone=True)
 
     def _manifest_members(self) -> dict[str, Any]:
-        options, call = self._options, self._call
-        branches = self._branches or next(iter(self._layouts.values())).branches
+        options, branches, call = self._options, self._branches, self._branches.call
         scheduler = getattr(self._model, "scheduler", None)
         return {
             "guidance": Guidance(
-                branches=branches,
-                kept=kept_branches(options.branch, BatchLayout(branches, options.samples)),
+                branches=branches.all,
+                kept=branches.kept,
                 scale=call.guidance_scale if call.guided else None,
             ),
             "scheduler": identify(scheduler) if scheduler is not None else None,
