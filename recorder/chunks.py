@@ -7,6 +7,7 @@ a tenth of one (benchmarks/recording.py). The bytes are those that zarr writes.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,13 @@ class ChunkFiles:
             file.write(data)
             file.write(checksum)
         os.replace(unfinished, target)  # noqa: PTH105 (one call less)
+
+    def remove_from(self, step: int) -> None:
+        """Remove the chunks that hold nothing before a step."""
+        kept = -(-step // self._shape[0])
+        for found in (self._folder / "c").glob("*"):
+            if found.name.isdecimal() and int(found.name) >= kept:
+                shutil.rmtree(found) if found.is_dir() else found.unlink()
 
 
 class StepSeries:

@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 import zarr.codecs
 from numpy.typing import ArrayLike, NDArray
+from zarr.core.sync import sync
 
 from attrace.recorder.chunks import ZSTD_LEVEL, ChunkFiles, Codec, StepSeries
 from attrace.schemas import (
@@ -26,7 +27,7 @@ from attrace.schemas import (
     image_array,
     root_arrays,
 )
-from attrace.schemas.durable import sync_names, sync_tree
+from attrace.schemas.durable import sync_file, sync_names, sync_tree
 from attrace.schemas.layout import (
     IMAGES,
     KEY_STEP,
@@ -81,7 +82,7 @@ class TraceStore:
         self._codec = codec
         self._classes: dict[str, SiteClass] = {}
         self._arrays: dict[str, zarr.Array[Any]] = {}
-        self._chunks: dict[str, ChunkFiles] = {}
+        self._files: dict[str, ChunkFiles] = {}
         self._series: dict[str, StepSeries] = {}
         self._root = zarr.create_group(zarr.storage.LocalStore(path), zarr_format=3)
         self._write_manifest()
@@ -108,7 +109,7 @@ class TraceStore:
         if name == KEY_STEP:
             self._series[place].set(step, values, layer)  # in memory until the step is finished
         else:
-            self._chunks[place].write((step, layer), values)
+            self._files[place].write((step, layer), values)
 
     def finish_step(self, step: int, *, call: int, timestep: float) -> None:
         """Make a step visible, in order and from one thread: what is stored once a step, then the marker."""
@@ -135,13 +136,16 @@ class TraceStore:
     def close(self, status: Status) -> None:
         """Cut the arrays to the finished steps, write the final manifest, consolidate metadata and sync to the disk."""
         self._require_presence()
+        for files in self._files.values():
+            files.remove_from(self.finished_steps)
         self._resize(self.finished_steps)
         sync_tree(self.path)  # before the manifest says that all is there
         self.update(status=status, steps=self.finished_steps, finished=utc_now())
         with warnings.catch_warnings():  # zarr warns that not every reader knows consolidated metadata: none needs it
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(self._root.store)
-        sync_tree(self.path)
+        sync_file(self.path / "zarr.json")  # both are in it, and nothing else has changed
+        sync_names(self.path)
         sync_names(self.path.absolute().parent)  # that there is such a folder
 
     def require_capacity(self, steps: int) -> None:
@@ -159,21 +163,19 @@ class TraceStore:
             raise TraceExistsError(f"{self.path} was replaced by another recorder while it was being written")
 
     def _resize(self, steps: int) -> None:
-        for array in self._arrays.values():
-            names = array.metadata.dimension_names  # type: ignore[union-attr]
-            if names and names[0] == "time":
-                array.resize((steps, *array.shape[1:]))
+        """Write another length along time; no chunk is removed, as zarr would look for each that there could be."""
+        for place in self._files:
+            array = self._arrays[place]
+            sync(array.async_array.resize((steps, *array.shape[1:]), delete_outside_chunks=False))
         self._capacity = steps
 
     def _create(self, group: zarr.Group, prefix: str, spec: ArraySpec) -> None:
         place = f"{prefix}/{spec.name}".lstrip("/")
         self._arrays[place] = create_array(group, spec, self._codec)
         if spec.dims[0] == "time":
-            files = ChunkFiles(self.path / place, spec, self._codec)
-            if spec.chunks[0] == 1:
-                self._chunks[place] = files
-            else:
-                self._series[place] = StepSeries(files, spec)
+            self._files[place] = ChunkFiles(self.path / place, spec, self._codec)
+            if spec.chunks[0] > 1:
+                self._series[place] = StepSeries(self._files[place], spec)
 
     def _series_marker_last(self) -> list[StepSeries]:
         return sorted(self._series.values(), key=lambda series: series is self._series[STEP_DONE])

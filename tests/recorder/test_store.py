@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import zarr
+import zarr.storage
+from numpy.typing import ArrayLike
 from support.reading import read_array, read_manifest
 from support.traces import make_trace, site_class
 
@@ -75,9 +79,45 @@ def test_closing_cuts_to_the_finished_steps(tmp_path: Path) -> None:
     assert query.shape == (2, 2, 2, 64, 8)
     assert query[1, 0].max() == 1
     assert np.isnan(query[:, 1]).all()
-    chunks = [path for path in (tmp_path / "run.zarr" / one.group / "query" / "c").rglob("*") if path.is_file()]
-    assert len(chunks) == 2
+    chunks = tmp_path / "run.zarr" / one.group / "query/c"
+    assert sorted(path.name for path in chunks.iterdir()) == ["0", "1"]
+    assert len([path for path in chunks.rglob("*") if path.is_file()]) == 2
     assert zarr.open_group(tmp_path / "run.zarr", mode="r").metadata.consolidated_metadata is not None
+
+
+def test_closing_looks_for_no_chunk_that_was_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(_: zarr.storage.LocalStore, key: str) -> None:
+        raise AssertionError(f"zarr was asked to delete {key}")
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "delete", refuse)
+    store = new_store(tmp_path / "run.zarr", steps=10**7)
+    store.add_classes((site_class(),))
+    store.finish_step(0, call=0, timestep=0)
+    store.require_capacity(2 * 10**7)
+    store.close("complete")
+    assert read_array(tmp_path / "run.zarr", "step_done").tolist() == [1]
+
+
+def test_closing_removes_what_a_step_left_that_could_not_be_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store(tmp_path / "run.zarr", steps=2000)
+    write = ChunkFiles.write
+
+    def write_until_full(self: ChunkFiles, place: Sequence[int], values: ArrayLike) -> None:
+        if self._folder.name == "step_done" and place[0] == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, place, values)
+
+    monkeypatch.setattr(ChunkFiles, "write", write_until_full)
+    store.finish_step(1023, call=1023, timestep=0)
+    with pytest.raises(OSError, match="No space"):
+        store.finish_step(1024, call=1024, timestep=0)
+    assert (tmp_path / "run.zarr/time/c/1").exists()
+    store.close("interrupted")
+    for name in ("time", "timestep", "step_done"):
+        assert [path.name for path in (tmp_path / "run.zarr" / name / "c").iterdir()] == ["0"]
+        assert read_array(tmp_path / "run.zarr", name).shape == (1024,)
 
 
 def test_a_trace_is_replaced_only_on_request_and_other_things_never(tmp_path: Path) -> None:

@@ -220,19 +220,27 @@ class TestTwoRecordersOnOnePath:
 
 
 def test_a_closed_trace_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every file and folder is synced, and the data before the manifest says that they are there."""
-    synced: list[tuple[str, str]] = []
+    """Every file and folder is synced as it is in the end, once, and all data before the manifest says so."""
+    path = tmp_path / "run.zarr"
+    synced: list[tuple[str, str, bytes | None]] = []
     sync = os.fsync
 
     def note(handle: int) -> None:
         sync(handle)
-        synced.append((str(Path(f"/proc/self/fd/{handle}").readlink()), read_manifest(tmp_path / "run.zarr").status))
+        place = Path(f"/proc/self/fd/{handle}").readlink()
+        content = place.read_bytes() if place.is_file() else None
+        synced.append((str(place), read_manifest(path).status, content))
 
     if not Path("/proc/self/fd").exists():
         pytest.skip("the names of open files are found on Linux only")
     monkeypatch.setattr(os, "fsync", note)
-    path = make_trace(tmp_path / "run.zarr").path
-    everything = {str(tmp_path), str(path), *map(str, path.rglob("*"))}
-    assert everything <= {name for name, status in synced if status == "complete"}
-    chunks = {str(file) for file in path.rglob("*") if file.is_file() and file.name != "zarr.json"}
-    assert chunks <= {name for name, status in synced if status == "recording"}
+    make_trace(path)
+    in_the_end = {str(place): place.read_bytes() if place.is_file() else None for place in (path, *path.rglob("*"))}
+    before = [(name, content) for name, status, content in synced if status == "recording"]
+    after = [(name, content) for name, status, content in synced if status == "complete"]
+    root = str(path / "zarr.json")
+    assert sorted(name for name, _ in before) == sorted(in_the_end)
+    assert {place for place in before if place[0] != root} == {
+        place for place in in_the_end.items() if place[0] != root
+    }
+    assert after == [(root, in_the_end[root]), (str(path), None), (str(tmp_path), None)]
