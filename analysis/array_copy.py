@@ -20,6 +20,7 @@ from attrace.analysis.derived import open_derived
 from attrace.analysis.limits import variable
 from attrace.analysis.store import StoredArray, StoredTrace
 from attrace.schemas import InputError, TraceFormatError
+from attrace.schemas.codecs import compressor
 from attrace.schemas.layout import DERIVED, KEY_STEP, STEP_DONE, TIME, TIMESTEP
 
 READ_FIRST: Final = (TIME, TIMESTEP, STEP_DONE)
@@ -36,8 +37,8 @@ class ArrayCopy:
     source: StoredArray
     places: tuple[tuple[int, ...], ...]
     """For each dimension, the places along the source's that are kept."""
-    codecs: tuple[dict[str, Any], ...] | None
-    """Codecs of the copy; None for those of the source."""
+    codec: str | None
+    """Compression of the copy, such as `zstd-3`; None for the source's."""
     values: NDArray[Any] | None = None
     """All its values, where they are other ones."""
     chunk_from: Mapping[ChunkIndex, ChunkIndex] | None = None
@@ -60,9 +61,11 @@ class ArrayCopy:
         described: dict[str, Any] = dict(self.source.array.metadata.to_dict())
         described["shape"] = [len(places) for places in self.places]
         described["chunk_grid"] = {"name": "regular", "configuration": {"chunk_shape": list(self.chunks)}}
-        if self.codecs is not None:
+        if self.codec is not None:
             kept = [codec for codec in described["codecs"] if codec["name"] not in _COMPRESSION]
-            described["codecs"] = [*kept, *self.codecs]
+            compression = compressor_named(self.codec, self.source.dtype.name, self.chunks)
+            compressors = [] if compression is None else [compression]
+            described["codecs"] = [*kept, *compressors, zarr.codecs.Crc32cCodec().to_dict()]
         return described
 
     @cached_property
@@ -122,23 +125,30 @@ NOWHERE: Final[ChunkIndex] = ()
 _COMPRESSION: Final = ("zstd", "gzip", "blosc", "crc32c")
 
 
-def codecs_after_bytes(name: str) -> tuple[dict[str, Any], ...]:
-    """Codecs after `bytes`, as `zarr.json` has them, of a compression such as `zstd-3`."""
-    checksum = zarr.codecs.Crc32cCodec().to_dict()
+def compressor_named(name: str, dtype: str, chunks: tuple[int, ...]) -> dict[str, Any] | None:
+    """The codec, as `zarr.json` has it, of a compression such as `zstd-3`; None where nothing compresses.
+
+    Raises
+    ------
+    InputError
+        If there is no compression of that name.
+    """
     if name == "none":
-        return (checksum,)
+        return None
+    if name == "auto":
+        return compressor("auto", dtype, chunks)
     match = re.fullmatch(r"zstd-([0-9]{1,2})", name)
     if match is None or not 1 <= int(match[1]) <= 22:
-        raise InputError(f"expected the codec none or zstd-1 to zstd-22, found {name!r}")
-    return zarr.codecs.ZstdCodec(level=int(match[1])).to_dict(), checksum
+        raise InputError(f"expected the codec auto, none, or zstd-1 to zstd-22, found {name!r}")
+    return zarr.codecs.ZstdCodec(level=int(match[1])).to_dict()
 
 
-def copied_arrays(stored: StoredTrace, cut: Cut, codecs: tuple[dict[str, Any], ...] | None) -> Iterator[ArrayCopy]:
+def copied_arrays(stored: StoredTrace, cut: Cut, codec: str | None) -> Iterator[ArrayCopy]:
     """The arrays of the copy: what opening reads comes last."""
     found = {path: member for path, member in kept_members(stored, cut) if isinstance(member, zarr.Array)}
     for path in sorted(found, key=lambda path: (path in READ_FIRST, path)):
         group = group_of(stored.manifest, path)
-        copy = ArrayCopy(path, _source(stored, path, found[path]), _places(found[path], cut, group), codecs)
+        copy = ArrayCopy(path, _source(stored, path, found[path]), _places(found[path], cut, group), codec)
         name = path.rpartition("/")[2]
         if group is not None and name in ("key", KEY_STEP) and cut.steps != cut.finished:
             new_steps, chunk_from = _moved_keys(stored, group, cut)

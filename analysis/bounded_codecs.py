@@ -59,14 +59,14 @@ class BoundedZstd(zarr.codecs.ZstdCodec):
 
 
 class BoundedBlosc(zarr.codecs.BloscCodec):
-    """blosc whose header says no more than the chunk can hold."""
+    """blosc whose header says no more than the chunk can hold, and no more than there is to decode."""
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        _check(int.from_bytes(_first(chunk_bytes, _BLOSC_HEADER_BYTES)[4:8], "little"), chunk_spec)
+        _check(_blosc_length(chunk_bytes), chunk_spec)
         return super()._decode_sync(chunk_bytes, chunk_spec)
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        _check(int.from_bytes(_first(chunk_bytes, _BLOSC_HEADER_BYTES)[4:8], "little"), chunk_spec)
+        _check(_blosc_length(chunk_bytes), chunk_spec)
         return await super()._decode_single(chunk_bytes, chunk_spec)
 
 
@@ -126,6 +126,15 @@ def _zstd_length(header: bytes) -> int:
     if size == 0:
         raise ValueError("expected a zstd frame that says how long its content is")
     return int.from_bytes(header[at : at + size], "little") + (256 if kind == 1 else 0)
+
+
+def _blosc_length(chunk_bytes: Buffer) -> int:
+    """Length that the header of blosc says its content has; blosc itself would read on where the header says so."""
+    header = _first(chunk_bytes, _BLOSC_HEADER_BYTES)
+    stored = int.from_bytes(header[12:16], "little")
+    if len(header) < _BLOSC_HEADER_BYTES or stored != len(chunk_bytes):
+        raise ValueError(f"expected {stored} bytes of blosc, as its header says, found {len(chunk_bytes)}")
+    return int.from_bytes(header[4:8], "little")
 
 
 def _most(chunk_spec: ArraySpec) -> int:

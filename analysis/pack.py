@@ -22,7 +22,7 @@ from attrace.analysis.array_copy import (
     READ_FIRST,
     ArrayCopy,
     ChunkIndex,
-    codecs_after_bytes,
+    compressor_named,
     copied_arrays,
     kept_members,
 )
@@ -82,7 +82,8 @@ def pack(
         Keep only the marginals that `precompute` made: every map of all queries and the default keys can be drawn from
         them, but no score is there.
     codec
-        Compress every chunk anew: `zstd-1` to `zstd-22`, or `none`; None leaves them as they are.
+        Compress every chunk anew: `auto` as the recorder does by default, `zstd-1` to `zstd-22`, or `none`; None leaves
+        them as they are.
     licence
         Terms under which the copy may be used.
     citation
@@ -112,11 +113,12 @@ def pack(
         raise InputError(f"expected parts to leave out among {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
     cut = cut_of(stored, layers, steps, frozenset(without), only_derived=only_derived)
     manifest = manifest_of_copy(stored.manifest, cut, licence=licence, citation=citation)
-    codecs = None if codec is None else codecs_after_bytes(codec)
+    if codec is not None:
+        compressor_named(codec, "float32", ())  # refuses an unknown one before anything is read
     target = Path(target)
     damaged = format_errors(f"trace {stored.path} cannot be packed, it is damaged (attrace verify lists what is wrong)")
     with damaged, zip_writer(target, overwrite=overwrite) as archive:
-        arrays = list(copied_arrays(stored, cut, codecs))
+        arrays = list(copied_arrays(stored, cut, codec))
         _write(archive, stored, cut, manifest, arrays, progress)
     return target
 

@@ -21,6 +21,7 @@ BENCHMARKS: Final = {
     "kernel": ("The kernel, on one core, in ns per score", []),
     "analysis": ("One trace, from the disk to its maps", []),
     "size": ("Bytes on the disk", []),
+    "codecs": ("Compression, on one core", []),
     "writer": ("The writer", []),
     "recording": ("What recording costs", ["--rounds", "3"]),
     "many": ("Many traces", []),

@@ -2,9 +2,10 @@
 
     python benchmarks/size.py [--quick] [--steps 4]
 
-Denoisers that are nothing but attention of the published shapes, with random float16 queries and keys, are recorded
-for a few steps. Bytes on the disk (all files, compressed) are given for a step, and for a whole run: what a step adds
-times its steps, and what is stored once. The ratio is that of float16 scores, uncompressed, to the trace.
+Denoisers that are nothing but attention of the published shapes, with random queries and keys in the precision that the
+model is used in (float16 if it does not say), are recorded for a few steps. Bytes on the disk (all files, compressed)
+are given for a step, and for a whole run: what a step adds times its steps, and what is stored once. The ratio is that
+of float16 scores, uncompressed, to the trace.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Workload:
     steps: int
     static_keys: bool
     layers: tuple[Layer, ...]
+    dtype: torch.dtype = torch.float16
 
     @property
     def score_bytes(self) -> int:
@@ -77,37 +79,41 @@ WORKLOADS = (
         True,
         (Layer(5, 8, 4096, 1, 40), Layer(5, 8, 1024, 1, 80), Layer(5, 8, 256, 1, 160), Layer(1, 8, 64, 1, 160)),
     ),
+    Workload(
+        "Flux Kontext 512x512, one of 57 layers, bfloat16", 28, False, (Layer(1, 24, 1024, 1024, 128),), torch.bfloat16
+    ),
 )
 
 QUICK_WORKLOADS = (
     Workload("tiny, dense", 10, False, (Layer(2, 2, 256, 256, 8), Layer(1, 2, 64, 64, 16))),
     Workload("tiny, few keys", 10, True, (Layer(2, 2, 256, 2, 8),)),
+    Workload("tiny, bfloat16", 10, False, (Layer(1, 4, 1024, 48, 64),), torch.bfloat16),
 )
 
 
 class Source(nn.Module):
     """Stands in for a projection: random values, new ones in each call or always the same."""
 
-    def __init__(self, shape: tuple[int, ...], seed: int, *, static: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], seed: int, dtype: torch.dtype, *, static: bool) -> None:
         super().__init__()
-        self.shape, self.seed, self.static, self.calls = shape, seed, static, 0
+        self.shape, self.seed, self.dtype, self.static, self.calls = shape, seed, dtype, static, 0
 
     def forward(self, _given: Tensor) -> Tensor:
         """Values of the shape, whatever is given."""
         self.calls += not self.static
         random = torch.Generator().manual_seed(1000 * self.seed + self.calls)
-        return torch.randn(self.shape, generator=random).half()
+        return torch.randn(self.shape, generator=random).to(self.dtype)
 
 
 class AttentionOnly(nn.Module):
     """A site: what it attends with is all there is."""
 
-    def __init__(self, layer: Layer, seed: int, *, static_keys: bool) -> None:
+    def __init__(self, layer: Layer, seed: int, workload: Workload) -> None:
         super().__init__()
         self.heads = layer.heads
-        width = layer.heads * layer.features
-        self.to_q = Source((1, layer.queries, width), 2 * seed, static=False)
-        self.to_k = Source((1, layer.keys, width), 2 * seed + 1, static=static_keys)
+        width, dtype = layer.heads * layer.features, workload.dtype
+        self.to_q = Source((1, layer.queries, width), 2 * seed, dtype, static=False)
+        self.to_k = Source((1, layer.keys, width), 2 * seed + 1, dtype, static=workload.static_keys)
 
     def forward(self, hidden: Tensor, context: Tensor) -> None:
         """Make queries and keys."""
@@ -121,9 +127,7 @@ class Denoiser(nn.Module):
     def __init__(self, workload: Workload) -> None:
         super().__init__()
         layers = [layer for layer in workload.layers for _ in range(layer.count)]
-        self.sites = nn.ModuleList(
-            AttentionOnly(layer, seed, static_keys=workload.static_keys) for seed, layer in enumerate(layers)
-        )
+        self.sites = nn.ModuleList(AttentionOnly(layer, seed, workload) for seed, layer in enumerate(layers))
 
     def forward(self, timestep: float) -> float:
         """Call every site."""

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attrace.recorder.chunks import Codec
 from attrace.recorder.store import TraceStore, new_manifest_fields
 from attrace.recorder.writer import BackgroundWriter
 from attrace.schemas import KeySegment, Manifest, ModelIdentity, Site, SiteClass
+from attrace.schemas.codecs import Codec
 
 LAYERS = ((4096, 40, 5), (1024, 80, 5), (256, 160, 5), (64, 160, 1))
 """Queries, features of a head, and number of layers."""
@@ -102,6 +102,7 @@ def measure(*, quick: bool = False) -> dict[str, float]:
     total = steps * sum(chunks[one.group].nbytes * len(one.sites) for one in classes) / 1e6
     ways: dict[str, Callable[[Path], Any]] = {
         "plain files": partial(write_files, classes=classes, chunks=chunks, steps=steps),
+        "trace, auto": partial(write_trace, classes=classes, chunks=chunks, steps=steps, codec="auto"),
         "trace, zstd": partial(write_trace, classes=classes, chunks=chunks, steps=steps, codec="zstd"),
         "trace, none": partial(write_trace, classes=classes, chunks=chunks, steps=steps, codec="none"),
     }

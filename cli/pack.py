@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "attrace pack run.zarr run.zarr.zip",
         'attrace pack run.zarr small.zip --without images,prompts --layers "up_blocks.*" --steps 0:4',
-        'attrace pack run.zarr paper.zip --licence CC-BY-4.0 --citation "A. Author, 2026" --codec zstd-9',
+        'attrace pack run.zarr paper.zip --licence CC-BY-4.0 --citation "A. Author, 2026" --codec auto',
     )
 )
 @trace_argument
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 @click.option("--layers", multiple=True, metavar="GLOB", help="Keep these layers, by module path; may be repeated.")
 @click.option("--steps", type=step_range, metavar="FIRST:LAST", help="Keep these steps, both ends included.")
 @click.option("--only", type=click.Choice(("derived",)), help="Keep only the maps that attrace precompute made.")
-@click.option("--codec", metavar="NAME", help="Compress anew: zstd-1 to zstd-22, or none.")
+@click.option(
+    "--codec", metavar="NAME", help="Compress anew: auto, as recorded by default; zstd-1 to zstd-22; or none."
+)
 @licence_option
 @citation_option
 @overwrite_option

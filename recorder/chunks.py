@@ -9,23 +9,19 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import google_crc32c
 import numpy as np
+from numcodecs.blosc import Blosc  # type: ignore[import-untyped]
 from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from attrace.schemas import ArraySpec
+from attrace.schemas.codecs import Codec, compressor
 from attrace.schemas.layout import chunk_key
-
-Codec = Literal["zstd", "none"]
-"""Compression of the chunks; a checksum (crc32c) is always kept."""
-
-ZSTD_LEVEL = 1
-"""Higher levels save nothing on attention and are slower."""
 
 
 class ChunkFiles:
@@ -45,7 +41,7 @@ class ChunkFiles:
         self._folder = folder
         self._shape = spec.chunks
         self._dtype = np.dtype(spec.dtype).newbyteorder("<")
-        self._compressor = Zstd(level=ZSTD_LEVEL) if codec == "zstd" else None
+        self._compress = _compression(compressor(codec, spec.dtype, spec.chunks))
 
     def write(self, place: Sequence[int], values: ArrayLike) -> None:
         """Write one whole chunk, atomically; several threads may write different chunks at once.
@@ -58,7 +54,7 @@ class ChunkFiles:
             Its values; dims of length 1 may be left out.
         """
         chunk = np.ascontiguousarray(values, self._dtype).reshape(self._shape)
-        data = chunk.tobytes() if self._compressor is None else bytes(self._compressor.encode(chunk))
+        data = self._compress(chunk)
         checksum = google_crc32c.value(data).to_bytes(4, "little")
         target = self._folder / chunk_key((*place, *[0] * (len(self._shape) - len(place))))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,3 +102,13 @@ class StepSeries:
     def write(self) -> None:
         """Write the chunk of the step that was set last."""
         self._files.write((self._chunk,), self._rows)
+
+
+def _compression(codec: dict[str, Any] | None) -> Callable[[NDArray[Any]], bytes]:
+    """What compresses a chunk as a codec of `zarr.json` says."""
+    if codec is None:
+        return np.ndarray.tobytes
+    found = codec["configuration"]
+    blosc = codec["name"] == "blosc"
+    encode = (Blosc(**found | {"shuffle": Blosc.SHUFFLE}) if blosc else Zstd(**found)).encode
+    return lambda chunk: bytes(encode(chunk))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -91,7 +91,9 @@ def encode(projections: Projections, choice: EncodingChoice, steps: int | None) 
     factors = _shape(projections, _STORED[dtype], "factors", has_bias=bias is not None)
     scores = _shape(projections, "float64" if dtype == torch.float64 else "float32", "scores", has_bias=False)
     parts = {} if lse is None else {"lse": lse.float()}
-    if choice == "scores" or mask is not None or (choice == "auto" and _is_smaller(scores, factors, steps)):
+    # what a bfloat16 stored as float32 takes once it is compressed (benchmarks/codecs.py)
+    compressed = replace(factors, dtype="float16") if dtype == torch.bfloat16 else factors
+    if choice == "scores" or mask is not None or (choice == "auto" and _is_smaller(scores, compressed, steps)):
         parts["scores"] = _scores(query, key, projections.scale, mask if mask is not None else bias)
         return Encoded(scores, parts)
     parts |= {"query": query.to(dtype), "key": key.to(dtype)}

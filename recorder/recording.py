@@ -13,7 +13,6 @@ from typing import Any, Literal, Self, TypeVar
 from torch import nn
 
 from attrace.recorder.capture import CaptureName, choose_methods
-from attrace.recorder.chunks import Codec
 from attrace.recorder.encode import EncodingChoice
 from attrace.recorder.images import Images
 from attrace.recorder.joint import refuse_unknown_layout
@@ -45,6 +44,7 @@ from attrace.recorder.sites import (
 from attrace.recorder.store import TraceStore, check_room, new_manifest_fields
 from attrace.recorder.writer import BackgroundWriter
 from attrace.schemas import AttraceError, Context, InputError, Manifest, Status, terms_of_use
+from attrace.schemas.codecs import Codec
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -97,7 +97,7 @@ def record(
     prompts: bool = True,
     licence: str | None = None,
     citation: str | None = None,
-    codec: Codec = "zstd",
+    codec: Codec = "auto",
     queue_bytes: int = 256 * 2**20,
     limit_bytes: int | None = None,
     strict: bool = False,
@@ -161,7 +161,7 @@ def record(
     citation
         How to cite the trace: text, or a BibTeX or CFF block.
     codec
-        Compression: `"zstd"` or `"none"`.
+        Compression: `"zstd"`, `"none"`, or `"auto"`: zstd, behind a byte shuffle where that makes chunks smaller.
     queue_bytes
         Bytes that may wait for the disk before the model does. The first step is held whole beside them, until it
         tells which arrays there are.
@@ -239,7 +239,7 @@ def record(
         **dtype_and_device(denoiser),
         **terms_of_use(licence, citation),
     }
-    output = _Output(paths, _one_of("codec", codec, ("zstd", "none")), queue_bytes, strict, overwrite)
+    output = _Output(paths, _one_of("codec", codec, ("auto", "zstd", "none")), queue_bytes, strict, overwrite)
     return Recording(model, denoiser, {one: methods[one.path] for one in candidates}, options, output, images, manifest)
 
 

@@ -14,7 +14,7 @@ import zarr.codecs
 from numpy.typing import ArrayLike, NDArray
 from zarr.core.sync import sync
 
-from attrace.recorder.chunks import ZSTD_LEVEL, ChunkFiles, Codec, StepSeries
+from attrace.recorder.chunks import ChunkFiles, StepSeries
 from attrace.schemas import (
     ArraySpec,
     InputError,
@@ -27,6 +27,7 @@ from attrace.schemas import (
     image_array,
     root_arrays,
 )
+from attrace.schemas.codecs import Codec, compressor
 from attrace.schemas.durable import sync_file, sync_names, sync_tree
 from attrace.schemas.layout import (
     IMAGES,
@@ -66,7 +67,7 @@ class TraceStore:
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, *, steps: int = 64, codec: Codec = "zstd", overwrite: bool = False
+        self, path: Path, manifest: Manifest, *, steps: int = 64, codec: Codec = "auto", overwrite: bool = False
     ) -> None:
         check_room(path, overwrite=overwrite)
         if path.exists():
@@ -200,9 +201,10 @@ def check_room(path: Path, *, overwrite: bool) -> None:
         raise TraceExistsError(f"{path} exists and is not a trace, so it is not overwritten: choose another path")
 
 
-def create_array(group: zarr.Group, spec: ArraySpec, codec: Codec = "zstd") -> zarr.Array[Any]:
+def create_array(group: zarr.Group, spec: ArraySpec, codec: Codec = "auto") -> zarr.Array[Any]:
     """Create one array of the layout: every chunk is written, also an empty one, and carries a checksum."""
-    compressors = [zarr.codecs.ZstdCodec(level=ZSTD_LEVEL)] if codec == "zstd" else []
+    compression = compressor(codec, spec.dtype, spec.chunks)
+    compressors = [] if compression is None else [compression]
     return group.create_array(**spec.creation, compressors=[*compressors, zarr.codecs.Crc32cCodec()])
 
 

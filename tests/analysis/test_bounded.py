@@ -79,6 +79,29 @@ def test_a_chunk_that_decodes_to_more_than_it_can_hold(
     assert match in found.message
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content[:20],
+        lambda content: content[:7],
+        lambda content: content[:0],
+        lambda content: content[:12] + (2**31 - 1).to_bytes(4, "little") + content[16:],
+    ],
+)
+def test_blosc_reads_no_further_than_the_chunk(trace: Path, damage: Callable[[bytes], bytes]) -> None:
+    """What blosc decodes reaches as far as the header says: beyond the end lies the memory of others."""
+    _encode_anew(trace, compressors=[zarr.codecs.BloscCodec(), zarr.codecs.Crc32cCodec()])
+    content = (trace / GROUP / "query/c/0/0/0/0/0").read_bytes()[:-4]
+    _plant(trace, content)
+    ulam(open_trace(trace)).compute()
+    _plant(trace, damage(content))
+    with pytest.raises(TraceFormatError, match=r"chunk c/0/0/0/0/0 .*bytes of blosc, as its header says"):
+        ulam(open_trace(trace)).compute()
+    (found,) = [finding for finding in verify(trace).problems if finding.chunk]
+    assert "as its header says" in found.message
+
+
 def test_shards_are_read_and_bounded(trace: Path) -> None:
     expected = ulam(open_trace(trace)).compute()
     inner = {"chunks": (1, 1, 1, 64, 8), "shards": (1, 1, 2, 64, 8)}

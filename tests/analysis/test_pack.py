@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import subprocess
 import sys
@@ -210,15 +211,29 @@ class TestParts:
         ids = {open_trace(path).manifest.id for path in (made.path, first, tmp_path / "second.zip")}
         assert len(ids) == 3
 
-    def test_recoding_keeps_every_value(self, made: MadeTrace, tmp_path: Path) -> None:
+    def test_recoding_keeps_every_value(self, made: MadeTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = open_trace(made.path)
-        for codec, names in {"none": ["bytes", "crc32c"], "zstd-19": ["bytes", "zstd", "crc32c"]}.items():
+        monkeypatch.setattr("attrace.schemas.codecs.SHUFFLED_FROM", 4096)  # what a chunk of queries has here
+        for codec, names in {
+            "none": ["bytes", "crc32c"],
+            "zstd-19": ["bytes", "zstd", "crc32c"],
+            "auto": ["bytes", "blosc", "crc32c"],
+        }.items():
             trace = _sound(pack(made.path, tmp_path / f"{codec}.zip", codec=codec))
             assert trace.manifest.id == whole.manifest.id
             for one in (FACTORS, SCORES):
                 np.testing.assert_array_equal(_scores(trace, one.group), _scores(whole, one.group))
             stored = trace.stored.array(f"{FACTORS.group}/query").array.metadata.to_dict()
             assert [codec["name"] for codec in stored["codecs"]] == names  # type: ignore[index,union-attr,call-overload]
+
+    def test_recoding_to_what_it_is_copies_the_bytes(self, made: MadeTrace, tmp_path: Path) -> None:
+        recoded = pack(made.path, tmp_path / "recoded.zip", codec="auto")
+        names = [f"{FACTORS.group}/{name}" for name in ("query/c/0/0/0/0/0", "key_step/c/0/0", "query/zarr.json")]
+        with zipfile.ZipFile(recoded) as archive:
+            assert [archive.read(name) for name in names[:2]] == [(made.path / name).read_bytes() for name in names[:2]]
+            assert (
+                json.loads(archive.read(names[2]))["codecs"] == json.loads((made.path / names[2]).read_text())["codecs"]
+            )
 
     def test_a_licence_and_a_citation_travel_along(self, made: MadeTrace, tmp_path: Path) -> None:
         trace = _sound(pack(made.path, tmp_path / "run.zip", licence="CC-BY-4.0", citation="@misc{a,\n year={2026}}"))

@@ -24,6 +24,7 @@ from copy import deepcopy
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -35,7 +36,7 @@ from attrace.analysis import open_trace, pack, ulam, unpack
 from attrace.analysis.diff import diff
 from attrace.analysis.repair import repair
 from attrace.analysis.verify import verify
-from attrace.schemas import AttraceError
+from attrace.schemas import AttraceError, codecs
 
 SECONDS_EACH = 60
 VALUES: list[Any] = [
@@ -47,7 +48,7 @@ BYTES = [b"", b"\x00", b"\xff" * 4, b"PK\x05\x06", b"PK\x01\x02", b"[" * 5000, b
 
 
 def bases(folder: Path) -> list[Path]:
-    """Sound traces: both encodings, with and without consolidated metadata, in folders and zip files."""
+    """Sound traces: both encodings, shuffled, without consolidated metadata, in folders and zip files."""
     grid: dict[str, Any] = {"query_grid": (4, 4), "key_grid": (2, 2), "features": 4}
     picture = {"generated": np.zeros((4, 4, 3), np.uint8)}
     made = [
@@ -55,6 +56,8 @@ def bases(folder: Path) -> list[Path]:
         make_trace(folder / "scores.zarr", (site_class(encoding="scores", **grid),), steps=2).path,
         make_trace(folder / "open.zarr", (site_class(**grid),), steps=2, status=None, images=picture).path,
     ]
+    with patch.object(codecs, "SHUFFLED_FROM", 0):
+        made.append(make_trace(folder / "shuffled.zarr", (site_class(**grid),), steps=2).path)
     return [*made, *(pack(path, path.with_suffix(".zip")) for path in made)]
 
 

@@ -31,14 +31,19 @@ STEP, LAYER, QUERY = 1, 0, 5
 """The row that the examples read."""
 
 
-@pytest.fixture(params=["float16", "float32"])
+@pytest.fixture(params=["float16", "float32", "float16, shuffled", "float32, shuffled"])
 def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> NDArray[np.float64]:
     """What one generated patch uses of each patch of the reference in `run.zarr`, by `sram`."""
-    one = site_class(dtype=request.param)
-    path = make_trace(tmp_path / "run.zarr", (one,), static_keys=False).path
+    dtype, _, shuffled = request.param.partition(", ")
+    rows, columns = (64, 80) if shuffled else (8, 8)  # a block of blosc and a part of one
+    features = 64 if shuffled else 8
+    one = site_class(dtype=dtype, query_grid=(rows, columns), features=features)
+    path = make_trace(tmp_path / "run.zarr", (one,), steps=2, static_keys=False).path
+    codecs = json.loads((path / one.group / "query/zarr.json").read_text())["codecs"]
+    assert [codec["name"] for codec in codecs] == ["bytes", "blosc" if shuffled else "zstd", "crc32c"]
     monkeypatch.chdir(tmp_path)
     trace = open_trace(path).sel(layer=one.sites[LAYER].path, time=STEP)
-    return sram(trace, at=divmod(QUERY, 8), size=(4, 4)).values.ravel().astype(np.float64)
+    return sram(trace, at=divmod(QUERY, columns), size=(4, 4)).values.ravel().astype(np.float64)
 
 
 def _printed(*command: str) -> NDArray[np.float64]:

@@ -37,9 +37,19 @@ def test_auto_is_never_above_the_smaller_encoding(capsys: pytest.CaptureFixture[
     assert len(capsys.readouterr().out.splitlines()) == 2 + 3 * len(sizes)
 
 
+def test_a_shuffle_makes_values_of_every_model_smaller(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = main_of("codecs.py")(["--quick"])
+    for model in ("bfloat16", "float16", "float32"):
+        sizes = {row.way.partition(":")[0]: row.value_bytes for row in rows if row.model == model}
+        assert sizes["auto"] < 0.95 * sizes["zstd"], model
+        if model == "bfloat16":
+            assert sizes["auto"] < sizes["its 2 bytes alone, zstd"] < 2
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(rows)
+
+
 def test_the_writer_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     speeds = main_of("writer.py")(["--quick"])
-    assert speeds.keys() == {"plain files", "trace, zstd", "trace, none"}
+    assert speeds.keys() == {"plain files", "trace, auto", "trace, zstd", "trace, none"}
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(speeds)
 
 

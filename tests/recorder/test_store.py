@@ -15,9 +15,10 @@ from numpy.typing import ArrayLike
 from support.reading import read_array, read_manifest
 from support.traces import make_trace, site_class
 
-from attrace.recorder.chunks import ChunkFiles, Codec
+from attrace.recorder.chunks import ChunkFiles
 from attrace.recorder.store import TraceStore, as_image, create_array, new_manifest_fields
 from attrace.schemas import ArraySpec, InputError, Manifest, ModelIdentity, TraceExistsError, TraceNotFoundError
+from attrace.schemas.codecs import Codec
 
 
 def new_store(path: Path, **arguments: Any) -> TraceStore:
@@ -25,11 +26,22 @@ def new_store(path: Path, **arguments: Any) -> TraceStore:
     return TraceStore(path, manifest, **arguments)
 
 
-@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize(
+    ("codec", "keys", "compressors"),
+    [
+        ("none", 50, []),
+        ("zstd", 50, ["zstd"]),
+        ("auto", 50, ["zstd"]),
+        ("zstd", 150_000, ["zstd"]),
+        ("auto", 150_000, ["blosc"]),  # a block of blosc and a part of one
+    ],
+)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32"])
-def test_chunks_have_the_bytes_that_zarr_writes(dtype: str, codec: Codec, tmp_path: Path) -> None:
-    spec = ArraySpec("values", ("time", "layer", "key"), (3, 2, 50), (1, 1, 50), dtype, -1)
-    values = (np.random.default_rng(0).normal(size=(3, 2, 50)) * 100).astype(dtype)
+def test_chunks_have_the_bytes_that_zarr_writes(
+    dtype: str, codec: Codec, keys: int, compressors: list[str], tmp_path: Path
+) -> None:
+    spec = ArraySpec("values", ("time", "layer", "key"), (3, 2, keys), (1, 1, keys), dtype, -1)
+    values = (np.random.default_rng(0).normal(size=(3, 2, keys)) * 100).astype(dtype)
     group = zarr.create_group(tmp_path, zarr_format=3)
     array = create_array(group, spec, codec)
     array[...] = values
@@ -43,7 +55,28 @@ def test_chunks_have_the_bytes_that_zarr_writes(dtype: str, codec: Codec, tmp_pa
             chunks.write((step, layer), values[step, layer])
     assert {path: path.read_bytes() for path in files} == by_zarr
     assert len(by_zarr) == 6
+    assert [one["name"] for one in array.metadata.to_dict()["codecs"]] == ["bytes", *compressors, "crc32c"]  # type: ignore[index,union-attr,call-overload]
     np.testing.assert_array_equal(array[...], values)
+
+
+def test_bfloat16_takes_less_than_its_two_bytes_and_loses_nothing(tmp_path: Path) -> None:
+    one = site_class(query_grid=(64, 64), features=64)
+    query = np.random.default_rng(0).normal(size=(2, 64 * 64, 64)).astype(np.float32)
+    query = (query.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)  # cut to the bits of a bfloat16
+    query.reshape(-1)[:4] = 0.0, -0.0, 2.0**-133, 2.0**127  # the last two are no float16
+    sizes: dict[Codec, float] = {}
+    codecs: tuple[Codec, ...] = ("auto", "zstd")
+    for codec in codecs:
+        path = tmp_path / codec
+        store = new_store(path, codec=codec)
+        store.add_classes((one,))
+        store.write(one.group, "query", step=0, layer=0, values=query)
+        store.finish_step(0, call=0, timestep=0)
+        store.close("complete")
+        sizes[codec] = (path / one.group / "query/c/0/0/0/0/0").stat().st_size / query.size
+        stored = read_array(path, f"{one.group}/query")[0, 0]
+        np.testing.assert_array_equal(stored.view(np.uint32), query.view(np.uint32))
+    assert sizes["auto"] < 1.4 < 1.9 < sizes["zstd"]
 
 
 def test_steps_beyond_one_chunk_of_a_series(tmp_path: Path) -> None:
