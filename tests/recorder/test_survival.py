@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from support import models
 from support.reading import read_array, read_manifest, read_scores
-from support.traces import make_trace
+from support.traces import make_trace, site_class
 
+from attrace.analysis import open_trace
 from attrace.analysis.verify import verify
 from attrace.recorder import RecordingWarning, record
 from attrace.recorder import store as store_module
@@ -217,6 +219,41 @@ class TestTwoRecordersOnOnePath:
         second.close("complete")
         assert read_manifest(tmp_path / "run.zarr").id == second.manifest.id
         assert read_array(tmp_path / "run.zarr", "time").tolist() == [7]
+
+
+@pytest.mark.parametrize("arrays", range(7))
+def test_a_crash_while_closing_costs_no_finished_step(
+    arrays: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six arrays along time so many are cut, and an unfinished step is gone, when the recorder dies."""
+    resize, calls = zarr.AsyncArray.resize, iter(range(100))
+
+    async def resize_until_killed(self: Any, *arguments: Any, **options: Any) -> None:
+        if next(calls) == arrays:
+            raise RuntimeError("killed")
+        await resize(self, *arguments, **options)
+
+    def die(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    store, one = new_store(tmp_path / "run.zarr", steps=64), site_class()
+    store.add_classes((one,))
+    for step in range(3):
+        for layer in range(2):
+            for name, tokens in (("query", 64), ("key", 16)):
+                values = np.full((2, tokens, 8), step, np.float32)
+                store.write(one.group, name, step=step, layer=layer, values=values)
+            store.write(one.group, "key_step", step=step, layer=layer, values=np.int32(step))
+        if step < 2:
+            store.finish_step(step, call=step, timestep=0.0)
+    monkeypatch.setattr(zarr.AsyncArray, "resize", resize_until_killed)
+    monkeypatch.setattr(store_module, "sync_tree", die)  # the manifest is written after it
+    with pytest.raises(RuntimeError, match="killed"):
+        store.close("complete")
+    report = verify(tmp_path / "run.zarr")
+    assert (report.sound, report.status, report.steps) == (True, "recording", 2)
+    scores = open_trace(tmp_path / "run.zarr").scores[one.group]["scores"]
+    assert scores.mean(("head", "query", "key")).values == pytest.approx(np.array([[0, 0], [8 * one.scale] * 2]))
 
 
 def test_a_closed_trace_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
