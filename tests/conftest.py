@@ -8,10 +8,15 @@ from collections.abc import Generator
 from importlib.util import find_spec
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support import support_table
 
 # tiny models lose more time in waking threads than they win; read when torch is first imported, here or in a child
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# how busy the machine is says nothing of what is tested
+settings.register_profile("attrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("attrace")
 
 NEED_TORCH = ["recorder/*", "examples/*", "cli/test_demo.py", "cli/test_faithfulness.py", "cli/test_record.py"]
 

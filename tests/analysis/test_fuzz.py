@@ -32,14 +32,14 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return bases(tmp_path_factory.mktemp("originals"))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(number=st.integers(0, 2**40))
 def test_a_trace_that_is_damaged_at_random(originals: list[Path], number: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         assert try_input(number, originals, Path(folder)) is None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(place=st.sampled_from(PLACES), member=st.sampled_from(MEMBERS), value=JSON)
 def test_metadata_of_any_value(originals: list[Path], place: str, member: str, value: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ def test_metadata_of_any_value(originals: list[Path], place: str, member: str, v
         use(path)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(value=JSON, member=st.sampled_from(["classes", "steps", "guidance", "capture", "omitted", "id", "version"]))
 def test_a_manifest_of_any_value(originals: list[Path], value: Any, member: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def test_a_manifest_of_any_value(originals: list[Path], value: Any, member: str)
         use(path)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(content=st.binary(max_size=200), keep=st.integers(0, 4000))
 def test_a_file_of_any_bytes(originals: list[Path], content: bytes, keep: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

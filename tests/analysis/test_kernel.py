@@ -60,7 +60,7 @@ def check(values: SiteValues, scores: NDArray[np.float64], method: Method, lse: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     heads=st.integers(1, 3),
     queries=st.integers(1, 300),

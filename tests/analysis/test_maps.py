@@ -123,7 +123,7 @@ def test_every_level_and_direction(
     assert found.name == f"{level}_{direction}"
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     query_grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     key_grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),

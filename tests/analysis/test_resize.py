@@ -15,7 +15,7 @@ from attrace.analysis.resize import bicubic_matrix, resize
 SIDES = st.integers(1, 12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=SIDES, columns=SIDES, new_rows=SIDES, new_columns=SIDES)
 def test_equal_to_the_definition(rows: int, columns: int, new_rows: int, new_columns: int) -> None:
     image = np.random.default_rng(rows * 13 + columns).normal(size=(rows, columns))

@@ -56,7 +56,7 @@ def check(values: SiteValues, scores: NDArray[np.float64], device: str, lse: Any
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 200), st.integers(1, 90), st.integers(1, 20)),
     spread=st.sampled_from([0.01, 1.0, 4.0, 30.0]),

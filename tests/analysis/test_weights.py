@@ -22,7 +22,7 @@ TEXT = site_class(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(length=st.integers(1, 40), cells=st.integers(1, 40))
 def test_area_shares_are_those_of_fine_subdivision(length: int, cells: int) -> None:
     shares = area_matrix(length, cells)
