@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -15,13 +15,11 @@ from attrace.analysis.marginals import ATTRIBUTES, MarginalPlan
 from attrace.analysis.plans import GridPlan, Size, checked_size, finest_grid
 from attrace.analysis.time_groups import time_group_coordinates, time_groups
 from attrace.analysis.trace import Layers, SelectedClass, Trace
+from attrace.analysis.words import plain_text, runs_of_word
 from attrace.schemas import InputError, Level, SelectionError, SiteClass
 
 Tokens = str | int | Sequence[str | int]
 """Tokens by text, which may span several, or by place among the keys."""
-
-_WORD_END: Final = "</w>"
-_WORD_STARTS: Final = ("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", "\N{LOWER ONE EIGHTH BLOCK}")
 
 
 def token_map(
@@ -136,7 +134,7 @@ def token_places(site_class: SiteClass, tokens: Tokens) -> list[int]:
     places: set[int] = set()
     for token in wanted:
         places.update(
-            itertools.chain(*_runs_of_word(site_class, token)) if isinstance(token, str) else _place(site_class, token)
+            itertools.chain(*runs_of_word(site_class, token)) if isinstance(token, str) else _place(site_class, token)
         )
     return sorted(places)
 
@@ -148,9 +146,9 @@ def _daam_places(site_class: SiteClass, tokens: Tokens) -> list[int]:
         if not isinstance(token, str):
             places += _place(site_class, token)
             continue
-        run = _runs_of_word(site_class, token)[0]
+        run = runs_of_word(site_class, token)[0]
         padding = sum(segment.count for segment in site_class.key_segments if segment.kind == "pad")
-        spelled = [_plain(text) for text in (site_class.tokens or ())][: site_class.keys - padding]
+        spelled = [plain_text(text) for text in (site_class.tokens or ())][: site_class.keys - padding]
         wanted = [spelled[place] for place in run]
         for start in range(len(spelled) - len(wanted) + 1):
             if spelled[start : start + len(wanted)] == wanted:
@@ -162,55 +160,6 @@ def _place(site_class: SiteClass, place: int) -> list[int]:
     if not 0 <= place < site_class.keys:
         raise SelectionError(f"tokens: {site_class.group} has keys 0 to {site_class.keys - 1}, found {place}")
     return [place]
-
-
-def _runs_of_word(site_class: SiteClass, word: str) -> list[range]:
-    if site_class.tokens is None:
-        raise InputError(
-            f"the trace does not know the tokens of {site_class.group}: give places among the keys, such as tokens=[2]"
-        )
-    spelled = [_plain(token) for token in site_class.tokens]
-    starts, ends = _word_edges(site_class.tokens)
-    target = "".join(word.split()).casefold()
-    runs = [_run_that_spells(spelled, start, target, ends) for start in sorted(starts) if target and spelled[start]]
-    found = [run for run in runs if run]
-    if not found:
-        known = list(dict.fromkeys(token for token in spelled if token))
-        raise SelectionError(
-            f"{site_class.group} has no word {word!r} among its tokens: {' '.join(known[:40])}"
-            + (" ..." if len(known) > 40 else "")
-        )
-    return found
-
-
-def _run_that_spells(spelled: Sequence[str], start: int, target: str, ends: set[int]) -> range:
-    """Places of the tokens from `start` that together spell the target; empty where they do not."""
-    text = ""
-    for place in range(start, len(spelled)):
-        text += spelled[place]
-        if text == target and place in ends:
-            return range(start, place + 1)
-        if not target.startswith(text):
-            break
-    return range(0)
-
-
-def _plain(token: str) -> str:
-    """Text of a token without the marks of word edges."""
-    return token.removesuffix(_WORD_END).strip("".join(_WORD_STARTS) + " ").casefold()
-
-
-def _word_edges(tokens: Sequence[str]) -> tuple[set[int], set[int]]:
-    """Places of tokens that begin a word, and of those that end one; every token does where nothing is marked."""
-    places = range(len(tokens))
-    if any(token.endswith(_WORD_END) for token in tokens):
-        ends = {place for place in places if tokens[place].endswith(_WORD_END) or tokens[place].startswith("<|")}
-        return {0} | {place + 1 for place in ends if place + 1 < len(tokens)}, ends
-    starts = {place for place in places if tokens[place].startswith((*_WORD_STARTS, "<"))}
-    if not any(tokens[place].startswith(_WORD_STARTS) for place in starts):
-        return set(places), set(places)
-    starts |= {0}
-    return starts, {place - 1 for place in starts if place} | {len(tokens) - 1}
 
 
 def _text_trace(trace: Trace) -> Trace:

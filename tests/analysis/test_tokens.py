@@ -16,6 +16,8 @@ from attrace.schemas import InputError, KeySegment, Level, SelectionError, SiteC
 
 CLIP = ("<|startoftext|>", "a</w>", "cor", "gi</w>", "and</w>", "a</w>", "cat</w>", "<|endoftext|>")
 T5 = ("\u2581A", "\u2581cor", "gi", "\u2581and", "\u2581a", "\u2581cat", "</s>", "<pad>")
+BYTES = ("user", "\u010a", "Cat", "\u0120,", "\u0120cat", ",", "\u0120cats", "<|im_end|>")
+PIECES = ("\u2581", "corg", "i", ",", "\u2581a", "\u2581", "cat", "</s>")
 PLAIN = ("a", "corgi", "and", "a", "cat", ".", "", "")
 STEPS = 5
 
@@ -61,6 +63,11 @@ class TestWords:
             (T5, "corgi", [1, 2]),
             (T5, "corgi and a", [1, 2, 3, 4]),
             (T5, "a", [0, 4]),
+            (BYTES, "cat", [2, 4]),
+            (BYTES, "user", [0]),
+            (BYTES, "cat,", [2, 3, 4, 5]),
+            (PIECES, "corgi", [0, 1, 2]),
+            (PIECES, "a cat", [4, 5, 6]),
             (PLAIN, "corgi", [1]),
             (PLAIN, "a cat", [3, 4]),
         ],
@@ -68,7 +75,19 @@ class TestWords:
     def test_found(self, tokens: tuple[str, ...], word: str, places: list[int]) -> None:
         assert token_places(text_class(tokens=tokens), word) == places
 
-    @pytest.mark.parametrize(("tokens", "word"), [(CLIP, "cor"), (CLIP, "gi"), (CLIP, "dog"), (CLIP, " "), (T5, "gi")])
+    def test_found_in_the_text_of_each_tokenizer(self) -> None:
+        clip = ("<|startoftext|>", "cat</w>", "<|endoftext|>", "<|endoftext|>")
+        t5 = ("\u2581cat", "s", "\u2581cat", "</s>", "<pad>")
+        counts = (("text", 3), ("pad", 1), ("text", 4), ("pad", 1))
+        segments = tuple(KeySegment(kind=kind, count=count) for kind, count in counts)  # type: ignore[arg-type]
+        one = site_class("text/64x9h2d8", key_grid=None, keys=9, key_segments=segments, tokens=(*clip, *t5))
+        assert token_places(one, "cat") == [1, 6]
+        assert token_places(one, "cats") == [4, 5]
+
+    @pytest.mark.parametrize(
+        ("tokens", "word"),
+        [(CLIP, "cor"), (CLIP, "gi"), (CLIP, "dog"), (CLIP, " "), (T5, "gi"), (BYTES, "s"), (PIECES, "corg")],
+    )
     def test_parts_of_words_are_not_found(self, tokens: tuple[str, ...], word: str) -> None:
         with pytest.raises(SelectionError, match=f"no word '{word}' among its tokens"):
             token_places(text_class(tokens=tokens), word)
