@@ -115,7 +115,7 @@ def separate_branches(
     """
     if named is not None:
         return tuple(named) if len(named) > 1 and rows == samples else ()
-    told = cache_context in _OF_CACHE_CONTEXT and call.guided is None
+    told = cache_context in _OF_CACHE_CONTEXT and call.guided is not False
     sampled = call.by_sampler and call.guided
     return _SEPARATE if call.separate_branches or ((told or sampled) and rows == samples) else ()
 

@@ -223,7 +223,10 @@ PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
             _FLUX,
         ),
         # its text encoder is given a template, of which layers in the middle are taken
-        **dict.fromkeys(("Flux2Pipeline", "Flux2Transformer2DModel"), replace(_FLUX, name="flux-2", tokenizers=())),
+        **dict.fromkeys(
+            ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", "Flux2Transformer2DModel"),
+            replace(_FLUX, name="flux-2", tokenizers=()),
+        ),
         **dict.fromkeys(("FluxKontextPipeline", "FluxKontextInpaintPipeline"), replace(_FLUX, name="flux-kontext")),
         **dict.fromkeys(("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageTransformer2DModel"), _QWEN_IMAGE),
         **dict.fromkeys(

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from diffusers import QwenImageEditPlusPipeline
-from support import models, transformers
-from support.reading import read_manifest
+from support import models, text_pipelines, transformers
+from support.reading import read_array, read_manifest
+from support.text_encoders import texts_of
 
 from attrace.cli import main as attrace
 
@@ -34,6 +35,13 @@ def picture(tmp_path: Path) -> str:
     return str(tmp_path / "reference.png")
 
 
+@pytest.fixture
+def large_picture(tmp_path: Path) -> str:
+    """The smallest that Flux 2 takes."""
+    models.picture(64, 96).save(tmp_path / "large.png")
+    return str(tmp_path / "large.png")
+
+
 @pytest.mark.supports("Flux Kontext")
 def test_flux_kontext(picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Kontext makes every reference as large as those that it was trained on
@@ -49,6 +57,57 @@ def test_sd3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = run("sd3.py", transformers.stable_diffusion_3(), tmp_path, "--word", "cat")
     assert [(one.context, one.query_grid) for one in manifest.classes] == [("text", (4, 6))]
     assert manifest.steps == 1
+    assert "'cat' is strongest in row" in capsys.readouterr().out
+
+
+@pytest.mark.supports("Flux")
+@pytest.mark.parametrize("repaints", [False, True])
+def test_flux(repaints: bool, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = ["--image", picture, "--strength", "1"] if repaints else []
+    manifest = run("flux.py", transformers.flux(), tmp_path, "--word", "cat", "--every", "1", *start)
+    assert [(one.context, one.query_grid) for one in manifest.classes] == [("text", (4, 6))]
+    assert (manifest.pipeline.class_name, manifest.steps) == ("FluxImg2ImgPipeline" if repaints else "FluxPipeline", 2)
+    assert "'cat' is strongest in row" in capsys.readouterr().out
+
+
+@pytest.mark.supports("Flux Redux")
+def test_flux_redux(picture: str, tmp_path: Path) -> None:
+    text_pipelines.flux_redux().save_pretrained(tmp_path / "prior")
+    arguments = ["--prior", str(tmp_path / "prior"), "--image", picture, "--every", "1"]
+    manifest = run("flux_redux.py", transformers.flux(), tmp_path, *arguments)
+    (one,) = manifest.classes
+    assert (one.context, one.query_grid, [part.grid for part in one.key_segments]) == ("reference", (4, 6), [(3, 3)])
+    assert (manifest.steps, manifest.capture["warnings"]) == (2, [])
+
+
+@pytest.mark.supports("Flux 2")
+def test_flux_2_with_references(large_picture: str, tmp_path: Path) -> None:
+    arguments = ["--image", large_picture, large_picture, "--every", "1", "--layers", "*"]
+    manifest = run("flux_2.py", text_pipelines.flux_2(), tmp_path, *arguments)
+    (one,) = manifest.classes
+    assert (one.context, [part.grid for part in one.key_segments]) == ("reference", [(8, 12), (8, 12)])
+    assert one.query_grid == (4, 6)
+    assert [site.path for site in one.sites] == ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"]
+    assert manifest.steps == 2
+
+
+@pytest.mark.supports("Flux 2")
+def test_flux_2_with_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = run("flux_2.py", text_pipelines.flux_2(), tmp_path, "--word", "cat", "--every", "1")
+    (one,) = manifest.classes
+    assert (one.context, one.keys) == ("text", 512)
+    assert texts_of(one.tokens).startswith("<|im_start|>system\u010aYou are an AI")
+    assert "<|im_start|>user\u010aa cat<|im_end|>" in texts_of(one.tokens)
+    assert "'cat' is strongest in row" in capsys.readouterr().out
+
+
+@pytest.mark.supports("Qwen-Image")
+def test_qwen_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = run("qwen_image.py", text_pipelines.qwen_image(), tmp_path, "--word", "cat", "--every", "1")
+    (one,) = manifest.classes
+    assert (one.context, one.query_grid, one.branch) == ("text", (2, 3), "conditional")
+    assert texts_of(one.tokens).endswith("user\u010aa cat<|im_end|>\u010a<|im_start|>assistant\u010a")
+    assert (manifest.steps, manifest.guidance.branches) == (2, ("conditional", "unconditional"))
     assert "'cat' is strongest in row" in capsys.readouterr().out
 
 
@@ -103,6 +162,27 @@ class TestCommandLine:
         assert manifest.capture["profile"] == "flux"
         assert [len(one.sites) for one in manifest.classes] == [3]
 
+    @pytest.mark.supports("Flux 2")
+    def test_flux_2(self, large_picture: str, tmp_path: Path) -> None:
+        manifest = run_command(text_pipelines.flux_2(), tmp_path, image=f"@{large_picture}")
+        assert manifest.capture["profile"] == "flux-2"
+        assert {one.context for one in manifest.classes} == {"reference"}
+
+    @pytest.mark.supports("Flux 2")
+    @pytest.mark.parametrize("is_distilled", [False, True])
+    def test_flux_2_klein(self, is_distilled: bool, tmp_path: Path) -> None:
+        manifest = run_command(text_pipelines.flux_2_klein(is_distilled=is_distilled), tmp_path, guidance_scale=4.0)
+        assert (manifest.capture["profile"], manifest.capture["warnings"], manifest.steps) == ("flux-2", [], 2)
+        branches, scale = (("conditional",), None) if is_distilled else (("conditional", "unconditional"), 4.0)
+        assert (manifest.guidance.branches, manifest.guidance.scale) == (branches, scale)
+        assert [(one.context, one.branch, one.keys) for one in manifest.classes] == [("text", "conditional", 512)]
+
+    @pytest.mark.supports("Qwen-Image")
+    def test_qwen_image(self, tmp_path: Path) -> None:
+        manifest = run_command(text_pipelines.qwen_image(), tmp_path, negative_prompt="dog")
+        assert (manifest.capture["profile"], manifest.steps) == ("qwen-image", 2)
+        assert [(one.context, one.tokens) for one in manifest.classes] == [("text", None)]
+
     @pytest.mark.supports("Flux Kontext")
     def test_kontext(self, picture: str, tmp_path: Path) -> None:
         inputs = {"image": f"@{picture}", "max_area": 32 * 48, "_auto_resize": "false", "max_sequence_length": 12}
@@ -118,6 +198,18 @@ class TestCommandLine:
         manifest = run_command(qwen, tmp_path, *options, image=f"@{picture}")
         assert manifest.capture["profile"] == "qwen-image-edit"
         assert {one.context for one in manifest.classes} == {"reference"}
+
+
+@pytest.mark.supports("Replaced keys (MasaCtrl)")
+def test_reference_network_that_replaces_keys(picture: str, tmp_path: Path) -> None:
+    arguments = ["--image", picture, "--replace", "--start", "1"]
+    manifest = run("reference_network.py", models.stable_diffusion(), tmp_path, *arguments)
+    assert manifest.capture["profile"] == "mutual-attention"
+    for one in manifest.classes:
+        assert (one.context, [part.grid for part in one.key_segments]) == ("reference", [one.query_grid])
+        assert not one.has_lse
+        assert all(site.path.startswith("up_blocks.") for site in one.sites)
+    assert read_array(tmp_path / "run.zarr", "time").tolist() == [1]
 
 
 @pytest.mark.supports("Joined keys (IDM-VTON, Leffa)")

@@ -27,11 +27,12 @@ def read_scores(path: Path) -> dict[tuple[str, str], NDArray[np.float64]]:
     scores = {}
     for one in read_manifest(path).classes:
         for layer, site in enumerate(one.sites):
-            scores[site.path, one.branch] = _site_scores(path, one, layer)
+            scores[site.path, one.branch] = read_class_scores(path, one, layer)
     return scores
 
 
-def _site_scores(path: Path, one: SiteClass, layer: int) -> NDArray[np.float64]:
+def read_class_scores(path: Path, one: SiteClass, layer: int) -> NDArray[np.float64]:
+    """Scores of one site of a class, as those of `read_scores`."""
     done = read_array(path, "step_done") == 1
     if one.encoding == "scores":
         return np.asarray(read_array(path, f"{one.group}/scores")[done, layer], np.float64)

@@ -51,14 +51,14 @@ ROWS: Final[Mapping[str, Row]] = {
     "x4 upscaler": Row("upscaler", _TINY, "upscaler"),
     "ControlNet beside a U-Net": Row("stable-diffusion", _TINY, "controlnet"),
     "Stable Diffusion 3, 3.5": Row("stable-diffusion-3", _TINY, "sd3"),
-    "Flux": Row("flux", _TINY, ""),
+    "Flux": Row("flux", _TINY, "flux"),
     "Flux Kontext": Row("flux-kontext", _TINY, "flux_kontext"),
-    "Flux Redux": Row("flux", _TINY, ""),
-    "Flux 2": Row("flux-2", _TINY, ""),
-    "Qwen-Image": Row("qwen-image", _TINY, ""),
+    "Flux Redux": Row("flux", _TINY, "flux_redux"),
+    "Flux 2": Row("flux-2", _TINY, "flux_2"),
+    "Qwen-Image": Row("qwen-image", _TINY, "qwen_image"),
     "Qwen-Image-Edit, Edit Plus": Row("qwen-image-edit", _TINY, "qwen_image_edit"),
     "Joined keys (IDM-VTON, Leffa)": Row("reference-network", _JOINED, "reference_network"),
-    "Replaced keys (MasaCtrl)": Row("mutual-attention", _JOINED, ""),
+    "Replaced keys (MasaCtrl)": Row("mutual-attention", _JOINED, "reference_network"),
 }
 """By their names in the table, in its order."""
 
@@ -71,7 +71,7 @@ def render(counts: Counts) -> str:
     lines = ["| model | profile | tests run | tests that passed | example |", "| --- | --- | --- | --- | --- |"]
     for name, row in ROWS.items():
         tests = ", ".join(f"{file} {count}" for file, count in sorted(counts.get(name, {}).items())) or "none"
-        example = f"[{row.example}.py](../examples/{row.example}.py)" if row.example else ""
+        example = f"[{row.example}.py](../examples/{row.example}.py)"
         lines.append(f"| {name} | {row.profile} | {row.tested} | {tests} | {example} |")
     return "\n".join(lines) + "\n"
 
