@@ -54,9 +54,31 @@ def software_versions() -> dict[str, str]:
 
 
 def dtype_and_device(module: nn.Module) -> dict[str, str]:
-    """Data type and device type of a module's parameters, as members of a manifest."""
-    parameter = next(module.parameters(), torch.empty(0))
-    return {"model_dtype": str(parameter.dtype).removeprefix("torch."), "device": parameter.device.type}
+    """Data type that a module computes in, and type of the device that it does so on, as members of a manifest.
+
+    Weights that are quantised are kept in another type, and those that are offloaded on another device.
+    """
+    return {"model_dtype": str(_dtype(module)).removeprefix("torch."), "device": _device(module).type}
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    found = getattr(module, "dtype", None)  # diffusers' models know what they cast their weights to
+    if isinstance(found, torch.dtype):
+        return found
+    floating = (one.dtype for one in module.parameters() if one.is_floating_point())
+    return next(floating, torch.get_default_dtype())
+
+
+def _device(module: nn.Module) -> torch.device:
+    for part in module.modules():
+        of_accelerate = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if of_accelerate is not None:
+            return torch.device(of_accelerate)
+        registry = getattr(part, "_diffusers_hook", None)
+        of_diffusers = None if registry is None else registry.get_hook("group_offloading")
+        if of_diffusers is not None:
+            return torch.device(of_diffusers.group.onload_device)
+    return next(module.parameters(), torch.empty(0)).device
 
 
 def _origin(config: Mapping[str, Any]) -> str | None:
