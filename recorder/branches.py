@@ -125,5 +125,5 @@ class RunBranches:
         return layout
 
     def _read_call(self) -> PipelineCall:
-        call = read_call(self._model)
+        call = read_call(self._model, self._options.profile)
         return call if self._options.prompts else call.without_prompts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,8 @@ from types import FrameType
 from typing import Any
 
 from pydantic import JsonValue
+
+from attrace.recorder.profile import Profile
 
 _LONGEST = 1000
 """Items of a list that is still an argument and not data."""
@@ -32,7 +35,10 @@ class PipelineCall:
     guided: bool | None = None
     """Whether it uses classifier-free guidance; None where that cannot be told."""
     denoiser_calls: int | None = None
-    """Calls of the denoiser that the scheduler plans; those of one step's branches count as one."""
+    """Calls of the denoiser that are planned: one for each step of the schedule and each tile of the picture, if it is
+    made in tiles; those of one step's branches count as one."""
+    counts_tiles: bool = True
+    """Whether all tiles are in `denoiser_calls`, or one only, as their number is not known."""
     separate_branches: bool = False
     """Guidance calls the denoiser once for each branch, the conditional one first."""
     by_sampler: bool = False
@@ -48,23 +54,29 @@ class PipelineCall:
         scale = self.arguments.get("true_cfg_scale" if self.separate_branches else "guidance_scale")
         return float(scale) if _is_number(scale) else None  # type: ignore[arg-type]
 
+    def span(self, steps: int | None) -> str:
+        """For a message: what an estimate over that many recorded calls is of."""
+        return ("each step" if steps is None else f"{steps} steps") + " of one tile" * (not self.counts_tiles)
+
     def without_prompts(self) -> PipelineCall:
         """The call with nothing that was written by a person."""
         kept = {name: value for name, value in self.arguments.items() if "prompt" not in name or _is_number(value)}
         return replace(self, arguments=kept)
 
 
-def read_call(pipeline: Any) -> PipelineCall:
+def read_call(pipeline: Any, profile: Profile | None = None) -> PipelineCall:
     """Read the call of a pipeline from the stack: only while it waits for its denoiser."""
     frame = next((one for one in _frames() if _is_call_of(pipeline, one)), None)
     if frame is None:
         return _read_sampler(pipeline)
     variables, names = frame.f_locals, _argument_names(frame)
     arguments = {name: variables[name] for name in names if name in variables and _is_plain(variables[name])}
+    planned, number = _planned_calls(pipeline, variables), _number_of_tiles(variables, profile)
     return PipelineCall(
         arguments,
         _is_guided(pipeline, variables),
-        _planned_calls(pipeline, variables),
+        planned if planned is None or number is None else planned * number,
+        counts_tiles=number is not None,
         separate_branches=variables.get(_SEPARATE) is True,
         guess_mode=variables.get("guess_mode") is True,
     )
@@ -73,8 +85,20 @@ def read_call(pipeline: Any) -> PipelineCall:
 def read_tile(pipeline: Any, names: tuple[str, str]) -> tuple[int, int] | None:
     """Row and column of the tile that a pipeline works at, from its variables of these names; None if it makes none."""
     frame = next((one for one in _frames() if _is_call_of(pipeline, one)), None)
-    place = (None, None) if frame is None else tuple(frame.f_locals.get(name) for name in names)
-    return place if all(isinstance(one, int) for one in place) else None  # type: ignore[return-value]
+    return None if frame is None else _integers(frame.f_locals, names)
+
+
+def _number_of_tiles(variables: Mapping[str, Any], profile: Profile | None) -> int | None:
+    """Tiles of a picture, 1 if it is made whole; None where they are not known."""
+    if profile is None or profile.tile is None or _integers(variables, profile.tile) is None:
+        return 1
+    counts = None if profile.tile_counts is None else _integers(variables, profile.tile_counts)
+    return None if counts is None else math.prod(counts)
+
+
+def _integers(variables: Mapping[str, Any], names: tuple[str, str]) -> tuple[int, int] | None:
+    row, column = (variables.get(name) for name in names)
+    return (row, column) if isinstance(row, int) and isinstance(column, int) else None
 
 
 def _read_sampler(model: Any) -> PipelineCall:

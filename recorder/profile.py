@@ -69,6 +69,9 @@ class Profile:
     tile: tuple[str, str] | None = None
     """Variables of the pipeline's call that hold the row and column of a tile in the latent, where a large picture is
     made in tiles."""
+    tile_counts: tuple[str, str] | None = None
+    """Variables of that call that hold how many rows and columns of tiles there are: without, only the size of one tile
+    can be estimated."""
     note: str | None = None
     """What a reader of the trace should know of the family."""
     guess: str | None = None
@@ -115,7 +118,7 @@ _THREE_BRANCHES = MappingProxyType({1: ("conditional",), 3: ("conditional", "ima
 _LATENT_DIFFUSION = "model.diffusion_model"
 """Where the original latent diffusion code keeps the denoiser of a model."""
 
-_TILE = ("input_start_y", "input_start_x")
+_TILE, _TILE_COUNTS = ("input_start_y", "input_start_x"), ("grid_rows", "grid_cols")
 """As the pipelines of PASD and SeeSR name them."""
 
 FAMILIES: Final[Mapping[str, Profile]] = MappingProxyType(
@@ -141,6 +144,7 @@ FAMILIES: Final[Mapping[str, Profile]] = MappingProxyType(
                 ),
                 modules=("*.pixel_attentions.*", "*.attn2_plus"),
                 tile=_TILE,
+                tile_counts=_TILE_COUNTS,
                 note="of a picture made in tiles, each tile is a call of its own, in the order of the pipeline",
             ),
             Profile(
@@ -148,6 +152,7 @@ FAMILIES: Final[Mapping[str, Profile]] = MappingProxyType(
                 (KeyContext("reference", "class-and-patches", "*.image_attentions.*"), *_TEXT),
                 modules=("*.image_attentions.*",),
                 tile=_TILE,
+                tile_counts=_TILE_COUNTS,
             ),
         )
     }

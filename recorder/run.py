@@ -332,12 +332,11 @@ class DenoiserRecorder:
     def _estimate(self, plan: Plan) -> None:
         steps, options = self._planned_steps(), self._options
         self.estimated_bytes = plan.estimated_bytes(steps or 1) * options.samples
-        known = f"{steps} steps" if steps is not None else "each step"
         logger.info(
             "recording %d sites: about %s for %s of %d samples, before compression",
             len(plan.sites),
             format_bytes(self.estimated_bytes),
-            known,
+            self._branches.call.span(steps),
             options.samples,
         )
         if options.limit_bytes is not None and self.estimated_bytes > options.limit_bytes:

@@ -78,7 +78,7 @@ def quantise_by_bitsandbytes(_pipeline: Any, denoiser: Any, _folder: Path) -> No
 
 OFFLOADED = [offload_sequentially, offload_leaves, offload_blocks, offload_to_disk, offload_models]
 SMALLER = [make_smaller, quantise_by_torch, quantise_by_torchao, quantise_by_bitsandbytes]
-PIPELINES = [models.stable_diffusion, transformers.flux]
+PIPELINES: list[Callable[[], Any]] = [models.stable_diffusion, transformers.flux]
 
 
 def run(pipeline: Any) -> NDArray[np.float64]:

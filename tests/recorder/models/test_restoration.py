@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from attrace.analysis import open_trace, ulam
 from attrace.recorder import record
+from attrace.recorder.profile import FAMILIES
 
 GUIDANCE = ("unconditional", "conditional")
 DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"
@@ -92,6 +96,29 @@ def test_the_place_of_a_tile_is_kept(family: str, tmp_path: Path) -> None:
         pipeline("a cat", picture(64, 96))
     assert "tiles" not in read_manifest(tmp_path / "whole.zarr").capture
     assert "tile_row" not in open_trace(tmp_path / "whole.zarr").scores.coords
+
+
+@pytest.mark.supports("PASD")
+@pytest.mark.parametrize(
+    ("options", "tile_size", "calls", "told"),
+    [
+        ({}, 4, 12, "for 12 steps of 1"),
+        ({}, None, 2, "for 2 steps of 1"),
+        ({"steps": slice(0, None, 2)}, 4, 6, "for 6 steps of 1"),
+        ({"profile": replace(FAMILIES["pasd"], tile_counts=None)}, 4, 2, "for 2 steps of one tile of 1"),
+    ],
+)
+def test_the_size_is_that_of_all_tiles(
+    options: dict[str, Any], tile_size: int | None, calls: int, told: str, caplog: Any, tmp_path: Path
+) -> None:
+    pipeline = StableDiffusionControlNetPipeline("pasd")
+    pipeline.scheduler = SimpleNamespace(timesteps=[999, 1])
+    caplog.set_level("INFO", logger="attrace")
+    with record(pipeline, tmp_path / "run.zarr", encoding="scores", **options) as recording:
+        pipeline("a cat", picture(64, 96), tile_size=tile_size)
+    statistics = recording.statistics
+    assert statistics.estimated_bytes * statistics.steps == statistics.bytes_written * calls
+    assert told in caplog.text
 
 
 @pytest.mark.supports("SeeSR")

@@ -102,6 +102,7 @@ class StableDiffusionControlNetPipeline:
 
     def __init__(self, family: str) -> None:
         self.unet, self.controlnet = UNet2DConditionModel(family), UNet2DConditionModel(family)
+        self.scheduler: Any = None
 
     @torch.no_grad()
     def __call__(
@@ -120,6 +121,8 @@ class StableDiffusionControlNetPipeline:
         for t in torch.linspace(999, 1, num_inference_steps):
             noise = torch.zeros_like(latents)
             tile = tile_size or max(rows, columns)
+            if tile_size is not None:
+                grid_rows, grid_cols = -(-rows // tile), -(-columns // tile)  # noqa: F841
             for top in range(0, rows, tile):
                 for left in range(0, columns, tile):
                     if tile_size is not None:
