@@ -13,6 +13,9 @@ from attrace.schemas import Context, InputError, KeySegment
 
 Grid = tuple[int, int]
 
+_LONGEST_PROMPT = 10**6
+"""Tokens; a tokenizer that takes any number says a larger one."""
+
 
 @dataclass(frozen=True)
 class KeyLabels:
@@ -199,6 +202,9 @@ class Tokens:
         longest = tokenizer.model_max_length
         if self._joint and name != "tokenizer":  # of T5, which takes any length
             longest = int(self._arguments.get("max_sequence_length") or longest)
-        encoded = tokenizer(prompt, padding="max_length", max_length=longest, truncation=True)
+        if longest > _LONGEST_PROMPT:  # the tokenizer knows of no limit, so there is nothing to fill up
+            encoded = tokenizer(prompt)
+        else:
+            encoded = tokenizer(prompt, padding="max_length", max_length=longest, truncation=True)
         texts = list(map(str, tokenizer.convert_ids_to_tokens(encoded["input_ids"])))
         return _token_texts(texts, padding=len(texts) - sum(encoded["attention_mask"]))

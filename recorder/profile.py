@@ -287,7 +287,9 @@ def guess_joint(profile: Profile, model: Any) -> Profile:
         f"nothing is known of {type(model).__name__}: took the tokens of its joint attention for text, then the "
         "generated picture, then references (pass profile=)"
     )
-    return replace(profile, joint="text-first", guess=guess)
+    # what its text encoder is given may be a template, or the end of one: no texts are better than wrong ones
+    tokenizers = () if profile.name == "none" else profile.tokenizers
+    return replace(profile, joint="text-first", tokenizers=tokenizers, guess=guess)
 
 
 def rule_of(profile: Profile, path: str) -> KeyContext | None:

@@ -42,9 +42,9 @@ def flux_2(tokenizer: Any = None) -> Flux2Pipeline:
     return quiet(Flux2Pipeline(text_encoder=encoder, **_flux_2_parts(tokenizer)))
 
 
-def flux_2_klein(*, is_distilled: bool) -> Flux2KleinPipeline:
-    encoder = text_encoders.qwen3(_encoder_layers(Flux2KleinPipeline))
-    return quiet(Flux2KleinPipeline(text_encoder=encoder, is_distilled=is_distilled, **_flux_2_parts()))
+def flux_2_klein(*, is_distilled: bool, pipeline: Any = Flux2KleinPipeline) -> Any:
+    encoder = text_encoders.qwen3(_encoder_layers(pipeline))
+    return quiet(pipeline(text_encoder=encoder, is_distilled=is_distilled, **_flux_2_parts()))
 
 
 def flux_redux() -> FluxPriorReduxPipeline:

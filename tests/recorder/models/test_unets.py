@@ -17,6 +17,9 @@ from support.truth import check_recording, kinds
 
 from attrace.analysis import open_trace, ulam
 from attrace.recorder import LabelWarning, record
+from attrace.recorder.call import PipelineCall
+from attrace.recorder.keys import Tokens
+from attrace.recorder.profile import find_profile
 from attrace.schemas import InputError
 
 # diffusers makes NumPy arrays of torch tensors in a way that NumPy 2 will refuse one day
@@ -189,3 +192,15 @@ def test_a_model_with_no_profile_is_recorded_with_a_warning(tmp_path: Path) -> N
         with record(unet, tmp_path / "run.zarr"):
             unet(torch.randn(1, 4, 8, 8), 5.0, encoder_hidden_states=torch.randn(1, 17, 32))
     assert "took its keys for reference" in warnings_of(tmp_path / "run.zarr")
+
+
+def test_a_tokenizer_that_takes_any_number_is_not_filled_up() -> None:
+    pipeline = models.stable_diffusion()
+    pipeline.tokenizer.model_max_length = 10**30
+    profile = find_profile(pipeline)
+    assert profile is not None
+    tokens = Tokens(pipeline, PipelineCall({"prompt": "a cat"}), 1, None, profile)
+    found = tokens.of(0, "conditional", 6)
+    assert found is not None
+    assert found.texts == ("<|startoftext|>", "a</w>", "c", "a", "t</w>", "<|endoftext|>")
+    assert tokens.of(0, "conditional", 16) is None
