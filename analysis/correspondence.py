@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from attrace.analysis.blocks import array_of_blocks, split
 from attrace.analysis.kernel import summed_softmax_over_keys
 from attrace.analysis.marginals import select_values
+from attrace.analysis.selecting import Layers
 from attrace.analysis.source import ClassSource
-from attrace.analysis.trace import Layers, SelectedClass, Trace
+from attrace.analysis.trace import SelectedClass, Trace
 from attrace.analysis.weights import picture_segment
 from attrace.analysis.workspace import Workspace
 from attrace.schemas import InputError

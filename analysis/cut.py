@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from attrace.analysis.derived import open_derived
+from attrace.analysis.selecting import Layers, Numbers, match_layers
 from attrace.analysis.store import StoredTrace
-from attrace.analysis.trace import Layers, Numbers, match_layers, trace_of
+from attrace.analysis.trace import trace_of
 from attrace.schemas import InputError, Manifest, Omitted, SiteClass, terms_of_use
 from attrace.schemas.layout import IMAGES, KEY_STEP
 

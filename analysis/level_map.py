@@ -46,6 +46,7 @@ def level_map(
         branch=str(trace.branch),
         layers=maps.sizes["layer"],
         steps=trace.steps,
+        **({} if trace.picture is None else {"picture": trace.picture}),
     )
 
 

@@ -14,8 +14,9 @@ from attrace.analysis.marginals import ATTRIBUTES
 from attrace.analysis.plans import GridPlan, Size, checked_size, finest_grid, grid_plans
 from attrace.analysis.published import Compat, published_layers
 from attrace.analysis.resampler import Resampler
+from attrace.analysis.selecting import Layers
 from attrace.analysis.time_groups import time_group_coordinates, time_groups
-from attrace.analysis.trace import Layers, Trace
+from attrace.analysis.trace import Trace
 from attrace.analysis.traces import Traces, map_each
 from attrace.analysis.weights import Keys, Queries
 from attrace.schemas import Direction, InputError, Level

@@ -145,7 +145,8 @@ class MarginalPlan:
     def is_default(self) -> bool:
         """Whether these are the marginals that a store may keep: of all queries and the default keys, in float32."""
         chosen = self.query_weights is not None or self.key_weights is not None
-        return set(self.quantities) <= {"r2g", "g2r"} and not chosen and self.dtype == np.float32
+        stored = not self.selected.of_several or self.quantities == ("g2r",)
+        return set(self.quantities) <= {"r2g", "g2r"} and not chosen and stored and self.dtype == np.float32
 
     def of_queries(self) -> Weights:
         """Weights of the queries."""

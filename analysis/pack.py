@@ -27,8 +27,9 @@ from attrace.analysis.array_copy import (
     kept_members,
 )
 from attrace.analysis.cut import Cut, cut_of, manifest_of_copy
+from attrace.analysis.selecting import Layers, Numbers
 from attrace.analysis.store import StoredTrace, format_errors, open_store
-from attrace.analysis.trace import Layers, Numbers, Trace
+from attrace.analysis.trace import Trace
 from attrace.schemas import InputError, Manifest
 from attrace.schemas.layout import (
     DERIVED,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,8 +81,8 @@ def grid_plans(
 
 def finest_grid(trace: Trace, direction: Direction) -> Size:
     """Rows and columns of the finest grid recorded for a direction, whatever layers are selected."""
-    site_classes = [one for one in trace.manifest.classes if (one.context, one.branch) == (trace.context, trace.branch)]
-    grids = [place[1] for one in site_classes if (place := _grid_of(one, direction)) is not None]
+    whole = replace(trace, selected_paths=None, selected_heads=None)
+    grids = [place[1] for one in whole.classes if (place := _grid_of(one.site_class, direction)) is not None]
     return max(grids, key=lambda grid: (grid[0] * grid[1], grid))
 
 

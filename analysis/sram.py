@@ -12,8 +12,9 @@ from attrace.analysis.maps import MapOptions, attribution_map, planned
 from attrace.analysis.plans import Size, finest_grid
 from attrace.analysis.published import Compat, sampled
 from attrace.analysis.resampler import Resampler
+from attrace.analysis.selecting import Layers
 from attrace.analysis.time_groups import time_group_coordinates, time_groups
-from attrace.analysis.trace import Layers, Trace
+from attrace.analysis.trace import Trace
 from attrace.analysis.weights import as_mask
 from attrace.schemas import Direction, InputError, Level
 from attrace.schemas.words import DIRECTIONS
@@ -132,7 +133,7 @@ def picture_size(trace: Trace, direction: Direction = "g2r") -> Size:
     """
     if direction == "g2r" and trace.manifest.image_size is not None:
         return trace.manifest.image_size
-    name = "generated" if direction == "g2r" else "reference"
+    name = "generated" if direction == "g2r" else trace.reference_name
     if name in trace.images:
         rows, columns = trace.images[name].shape[:2]
         return rows, columns

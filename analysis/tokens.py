@@ -13,8 +13,9 @@ from attrace.analysis import daam
 from attrace.analysis.level_map import level_map
 from attrace.analysis.marginals import ATTRIBUTES, MarginalPlan
 from attrace.analysis.plans import GridPlan, Size, checked_size, finest_grid
+from attrace.analysis.selecting import Layers
 from attrace.analysis.time_groups import time_group_coordinates, time_groups
-from attrace.analysis.trace import Layers, SelectedClass, Trace
+from attrace.analysis.trace import SelectedClass, Trace
 from attrace.analysis.words import plain_text, runs_of_word
 from attrace.schemas import InputError, Level, SelectionError, SiteClass
 

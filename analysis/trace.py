@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attrace.analysis.selecting import Layers, Numbers, match_layers, pick_numbers, require_label
 from attrace.analysis.store import StoredTrace, open_store
+from attrace.analysis.weights import of_one_picture, pictures_in
 from attrace.schemas import Manifest, SelectionError, SiteClass, Status
 from attrace.schemas.layout import IMAGE_NAMES, IMAGES, TIME, TIMESTEP
 from attrace.schemas.words import CONTEXTS
@@ -21,12 +21,6 @@ from attrace.schemas.words import CONTEXTS
 if TYPE_CHECKING:
     import xarray as xr
     from zarr.abc.store import Store
-
-Layers = str | Collection[str] | None
-"""Layers by module path: one path or glob such as `up_blocks.*`, or several; None for all."""
-
-Numbers = int | slice | Iterable[int] | None
-"""Steps by call number, or heads by number: one, several, or a slice with both ends included; None for all."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +32,8 @@ class SelectedClass:
     """Places along the stored `layer` dimension."""
     heads: tuple[int, ...]
     """Places along the stored `head` dimension."""
+    of_several: bool = False
+    """Whether `site_class` shows one picture of several in its keys: then its patches are not all those stored."""
 
     @property
     def group(self) -> str:
@@ -77,6 +73,8 @@ class Trace:
     """Module paths of the selected layers; None for all."""
     selected_heads: frozenset[int] | None = None
     """Numbers of the selected heads; None for all."""
+    picture: int | None = None
+    """Which picture is looked at, where the keys hold several; None for all of them."""
 
     @property
     def path(self) -> str:
@@ -127,11 +125,7 @@ class Trace:
     @cached_property
     def classes(self) -> tuple[SelectedClass, ...]:
         """The selected site classes of this context and branch, each with its selected layers and heads."""
-        selected = (
-            SelectedClass(site_class, self._layers_of(site_class), self._heads_of(site_class))
-            for site_class in self.manifest.classes
-            if (site_class.context, site_class.branch) == (self.context, self.branch)
-        )
+        selected = (self._selected(one) for one in self._classes_looked_at())
         return tuple(one for one in selected if one.layers and one.heads)
 
     @property
@@ -144,6 +138,16 @@ class Trace:
     def heads(self) -> tuple[int, ...]:
         """Numbers of the heads that any selected layer has."""
         return tuple(sorted({head for one in self.classes for head in one.heads}))
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures the keys of a layer hold, at most: references that a model attends to at once."""
+        return max(map(pictures_in, self._classes_looked_at()), default=0)
+
+    @property
+    def reference_name(self) -> str:
+        """Name in `images` of the picture that the keys are patches of: `reference`, then `reference-1` and so on."""
+        return f"reference-{self.picture}" if self.picture else "reference"
 
     @property
     def image_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -188,6 +192,7 @@ class Trace:
         head: Numbers = None,
         context: str | None = None,
         branch: str | None = None,
+        picture: int | None = None,
     ) -> Trace:
         """Select by label; selections compose, and nothing is read.
 
@@ -203,6 +208,9 @@ class Trace:
             Look at another context: `reference`, `text`, `image-prompt` or `self`.
         branch
             Look at another branch of classifier-free guidance.
+        picture
+            Look at one of several pictures in the keys, counted from 0: only its patches are patches then, and layers
+            without it drop out. Softmaxes run over all keys as before. Choose the context first.
 
         Raises
         ------
@@ -211,13 +219,16 @@ class Trace:
         """
         trace = self if context is None else self._with_context(context)
         trace = trace if branch is None else trace._with_branch(branch)
+        if picture is not None:
+            require_label(picture, range(trace.pictures), "picture", trace.path)
+            trace = trace._checked(replace(trace, picture=picture))
         if layer is not None:
             trace = replace(trace, selected_paths=frozenset(match_layers(layer, trace.layers, trace.path)))
         if head is not None:
-            heads = _pick(head, trace.heads, "head", trace.path)
+            heads = pick_numbers(head, trace.heads, "head", trace.path)
             trace = replace(trace, selected_heads=frozenset(heads))
         if time is not None:
-            picked = set(_pick(time, tuple(trace.time.tolist()), "time", trace.path))
+            picked = set(pick_numbers(time, tuple(trace.time.tolist()), "time", trace.path))
             places = tuple(place for place in trace.step_places if int(self.calls[place]) in picked)
             trace = replace(trace, step_places=places)
         return trace
@@ -243,16 +254,18 @@ class Trace:
             self.branch,
             sorted(self.selected_paths) if self.selected_paths is not None else None,
             sorted(self.selected_heads) if self.selected_heads is not None else None,
+            self.picture,
         )
 
     def _with_context(self, context: str) -> Trace:
-        _require(context, self.contexts, "context", self.path)
+        require_label(context, self.contexts, "context", self.path)
         branches = _branches(self.manifest, context)
         branch = self.branch if self.branch in branches else branches[0]
-        return self._checked(replace(self, context=context, branch=branch))
+        picture = self.picture if context == self.context else None
+        return self._checked(replace(self, context=context, branch=branch, picture=picture))
 
     def _with_branch(self, branch: str) -> Trace:
-        _require(branch, self.branches, "branch", self.path)
+        require_label(branch, self.branches, "branch", self.path)
         return self._checked(replace(self, branch=branch))
 
     def _checked(self, trace: Trace) -> Trace:
@@ -262,6 +275,22 @@ class Trace:
                 "heads selected before: select the context first"
             )
         return trace
+
+    def _classes_looked_at(self) -> list[SiteClass]:
+        """The site classes of the context and branch, and of the picture."""
+        looked_at = (self.context, self.branch)
+        least = 0 if self.picture is None else self.picture + 1
+        found = [one for one in self.manifest.classes if (one.context, one.branch) == looked_at]
+        return [one for one in found if pictures_in(one) >= least]
+
+    def _selected(self, site_class: SiteClass) -> SelectedClass:
+        shown = site_class if self.picture is None else of_one_picture(site_class, self.picture)
+        return SelectedClass(
+            shown,
+            self._layers_of(site_class),
+            self._heads_of(site_class),
+            shown.key_segments != site_class.key_segments,
+        )
 
     def _layers_of(self, site_class: SiteClass) -> tuple[int, ...]:
         paths = self.selected_paths
@@ -321,53 +350,6 @@ def trace_of(stored: StoredTrace) -> Trace:
         context=context,
         branch=branches[0] if branches else None,
     )
-
-
-def match_layers(layers: str | Collection[str], known: Collection[str], where: str) -> tuple[str, ...]:
-    """The known module paths that paths or globs name, in the order of the known ones.
-
-    Raises
-    ------
-    SelectionError
-        If a path or glob names none of them.
-    """
-    patterns = [layers] if isinstance(layers, str) else list(layers)
-    matched: set[str] = set()
-    for pattern in patterns:
-        found = [path for path in known if path == pattern or fnmatch.fnmatchcase(path, pattern)]
-        if not found:
-            raise SelectionError(_no_such("layer", pattern, known, where))
-        matched.update(found)
-    return tuple(path for path in known if path in matched)
-
-
-def _pick(labels: Numbers, known: tuple[int, ...], what: str, where: str) -> tuple[int, ...]:
-    """The known numbers that are asked for, in the order of the known ones."""
-    if isinstance(labels, slice):
-        start, stop = (-np.inf if labels.start is None else labels.start), labels.stop
-        inside = [label for label in known if label >= start and (stop is None or label <= stop)]
-        picked = inside[:: labels.step]
-        if not picked:
-            raise SelectionError(_no_such(what, f"{labels.start}:{labels.stop}", known, where))
-        return tuple(picked)
-    wanted = {int(label) for label in (labels if isinstance(labels, Iterable) else [labels])}  # type: ignore[arg-type]
-    for label in sorted(wanted - set(known)):
-        raise SelectionError(_no_such(what, label, known, where))
-    return tuple(label for label in known if label in wanted)
-
-
-def _require(label: str, known: tuple[str, ...], what: str, where: str) -> None:
-    if label not in known:
-        raise SelectionError(_no_such(what, label, known, where))
-
-
-def _no_such(what: str, label: object, known: Collection[object], where: str) -> str:
-    """Message for a label that names nothing: the nearest known ones first."""
-    names = [str(one) for one in known]
-    close = difflib.get_close_matches(str(label), names, n=3, cutoff=0.5)
-    guess = f"; did you mean {' or '.join(close)}?" if close else ""
-    listed = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
-    return f"trace {where} has no {what} {label!r} among what is selected: it has {listed or 'none'}{guess}"
 
 
 def _branches(manifest: Manifest, context: str | None) -> tuple[str, ...]:

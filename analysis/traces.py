@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
+from attrace.analysis.selecting import Layers, Numbers
 from attrace.analysis.store import object_store
-from attrace.analysis.trace import Layers, Numbers, Trace, open_trace
+from attrace.analysis.trace import Trace, open_trace
 from attrace.analysis.webdav import WEB_SCHEMES, webdav_files
 from attrace.schemas import AttraceError, InputError, TraceNotFoundError
 
@@ -83,6 +84,7 @@ class Traces:
         head: Numbers = None,
         context: str | None = None,
         branch: str | None = None,
+        picture: int | None = None,
     ) -> Traces:
         """Select the same labels in every trace, as `Trace.sel` does in one.
 
@@ -92,7 +94,8 @@ class Traces:
             If a label names nothing in one of the traces; `shared_layers` are what all have.
         """
         chosen = (
-            trace.sel(layer=layer, time=time, head=head, context=context, branch=branch) for trace in self.members
+            trace.sel(layer=layer, time=time, head=head, context=context, branch=branch, picture=picture)
+            for trace in self.members
         )
         return replace(self, members=tuple(chosen))
 

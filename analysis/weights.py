@@ -68,10 +68,26 @@ def picture_segment(site_class: SiteClass) -> tuple[slice, KeySegment] | None:
     if len(found) > 1:
         grids = " and ".join(f"{segment.grid[0]} x {segment.grid[1]}" for _, segment in found if segment.grid)
         raise InputError(
-            f"{site_class.group}: the keys hold {len(found)} pictures ({grids}), of which a map shows one; use "
-            "trace.scores, or marginals(trace), whose g2r has all keys"
+            f"{site_class.group}: the keys hold {len(found)} pictures ({grids}), of which a map shows one: choose it "
+            "with trace.sel(picture=0) (--picture 0)"
         )
     return found[0] if found else None
+
+
+def pictures_in(site_class: SiteClass) -> int:
+    """How many pictures the keys of a class hold: grids of patches."""
+    return sum(segment.grid is not None for segment in site_class.key_segments)
+
+
+def of_one_picture(site_class: SiteClass, number: int) -> SiteClass:
+    """A class as if only one of the pictures in its keys were a picture: the patches of others are `other` keys."""
+    pictures = [place for place, segment in enumerate(site_class.key_segments) if segment.grid is not None]
+    others = set(pictures) - {pictures[number]}
+    segments = tuple(
+        KeySegment(kind="other", count=segment.count) if place in others else segment
+        for place, segment in enumerate(site_class.key_segments)
+    )
+    return site_class.model_copy(update={"key_segments": segments})
 
 
 def as_mask(values: ArrayLike, name: str) -> NDArray[np.float64]:

@@ -147,6 +147,9 @@ def selection_options(command: Command) -> Command:
             click.option("--steps", type=step_range, metavar="FIRST:LAST", help="Steps, both ends included."),
             click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are."),
             click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance."),
+            click.option(
+                "--picture", type=click.IntRange(min=0), help="Which picture, from 0, where the keys hold several."
+            ),
         ]
     ):
         command = option(command)
@@ -161,9 +164,10 @@ def select(
     steps: int | slice | None,
     context: str | None,
     branch: str | None,
+    picture: int | None,
 ) -> Trace:
     """Open a trace and select the part that the selection options name."""
     from attrace.analysis import open_trace
 
-    trace = open_trace(path).sel(context=context, branch=branch)
+    trace = open_trace(path).sel(context=context, branch=branch, picture=picture)
     return trace.sel(layer=layers or None, head=heads or None, time=steps)

@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=slice(0, None, given.every),
         limit_bytes=int(given.limit),
     ) as recording:
+        for number, reference in enumerate(references[1:], start=1):
+            recording.images[f"reference-{number}"] = reference
         recording.images["generated"] = pipeline(
             image=references,
             prompt=given.prompt,

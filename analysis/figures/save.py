@@ -162,8 +162,9 @@ def save_figure(figure: Figure, file: Path) -> None:
 
 
 def pictures_of(trace: Trace) -> dict[str, Any]:
-    """The pictures of a trace, read."""
-    return {name: image.values for name, image in trace.images.items()}
+    """The pictures of a trace, read; `reference` is the one looked at, where the keys hold several."""
+    named = {name: name for name in trace.images} | {"reference": trace.reference_name}
+    return {name: trace.images[stored].values for name, stored in named.items() if stored in trace.images}
 
 
 def refuse_to_overwrite(files: Iterable[Path], *, overwrite: bool) -> None:

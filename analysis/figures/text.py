@@ -37,6 +37,7 @@ def subtitle_of(heat: xr.DataArray) -> str:
     return joined(
         [
             f"{context} context" if context not in ("", "reference") else "",
+            f"picture {attributes['picture']}" if "picture" in attributes else "",
             f"{branch} branch" if branch not in ("", "conditional", "None") else "",
             *(counted(int(attributes[f"{noun}s"]), noun) for noun in ("step", "layer") if f"{noun}s" in attributes),
         ]

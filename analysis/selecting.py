@@ -1,0 +1,65 @@
+"""Selections by label: the known layers, numbers and names that are asked for, and the error where there are none."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Collection, Iterable
+
+import numpy as np
+
+from attrace.schemas import SelectionError
+
+Layers = str | Collection[str] | None
+"""Layers by module path: one path or glob such as `up_blocks.*`, or several; None for all."""
+
+Numbers = int | slice | Iterable[int] | None
+"""Steps by call number, or heads by number: one, several, or a slice with both ends included; None for all."""
+
+
+def match_layers(layers: str | Collection[str], known: Collection[str], where: str) -> tuple[str, ...]:
+    """The known module paths that paths or globs name, in the order of the known ones.
+
+    Raises
+    ------
+    SelectionError
+        If a path or glob names none of them.
+    """
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    matched: set[str] = set()
+    for pattern in patterns:
+        found = [path for path in known if path == pattern or fnmatch.fnmatchcase(path, pattern)]
+        if not found:
+            raise SelectionError(no_such("layer", pattern, known, where))
+        matched.update(found)
+    return tuple(path for path in known if path in matched)
+
+
+def pick_numbers(labels: Numbers, known: tuple[int, ...], what: str, where: str) -> tuple[int, ...]:
+    """The known numbers that are asked for, in the order of the known ones."""
+    if isinstance(labels, slice):
+        start, stop = (-np.inf if labels.start is None else labels.start), labels.stop
+        inside = [label for label in known if label >= start and (stop is None or label <= stop)]
+        picked = inside[:: labels.step]
+        if not picked:
+            raise SelectionError(no_such(what, f"{labels.start}:{labels.stop}", known, where))
+        return tuple(picked)
+    wanted = {int(label) for label in (labels if isinstance(labels, Iterable) else [labels])}  # type: ignore[arg-type]
+    for label in sorted(wanted - set(known)):
+        raise SelectionError(no_such(what, label, known, where))
+    return tuple(label for label in known if label in wanted)
+
+
+def require_label(label: object, known: Collection[object], what: str, where: str) -> None:
+    """Refuse a label that is not among the known ones."""
+    if label not in known:
+        raise SelectionError(no_such(what, label, known, where))
+
+
+def no_such(what: str, label: object, known: Collection[object], where: str) -> str:
+    """Message for a label that names nothing: the nearest known ones first."""
+    names = [str(one) for one in known]
+    close = difflib.get_close_matches(str(label), names, n=3, cutoff=0.5)
+    guess = f"; did you mean {' or '.join(close)}?" if close else ""
+    listed = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+    return f"trace {where} has no {what} {label!r} among what is selected: it has {listed or 'none'}{guess}"
