@@ -27,14 +27,17 @@ class Attention:
     """(time_group, layer, head, chosen cell, shown cell): for `g2r` the softmax over keys, chosen in the generated
     picture and shown over the keys; for `r2g` the softmax over queries, chosen among the keys. The mean over the steps
     of a group in which the layer was called; 0 where it was not."""
+    shares: NDArray[np.float32] | None
+    """(time_group, layer, head, chosen cell): how much of the softmax over keys lies on the keys that are shown, for a
+    class of which the page does not show all keys."""
     counts: NDArray[np.int64]
     """(time_group, layer): steps of a group in which the layer was called."""
 
 
 def lazy_attention(plan: ReportPlan, one: ReportClass) -> da.Array:
-    """What `attention_of` takes, lazily: (time_group, layer, head, value), the count of steps as the last value."""
+    """What `attention_of` takes, lazily: (time_group, layer, head, value), the shares and the count of steps last."""
     heads = len(one.selected.heads) if plan.heads_apart else 1
-    values = len(plan.kept_directions) * one.queries.cells * one.keys.cells + 1
+    values = len(plan.kept_directions) * one.queries.cells * one.keys.cells + one.queries.cells + 1
     groups = tuple(plan.trace.step_places[span] for span in plan.spans)
     source = ClassSource.of(plan.trace.stored, one.site_class)
     token = tokenize(plan.trace, one.selected.group, groups, one.queries.kept, one.keys.kept, heads, values)
@@ -57,7 +60,11 @@ def attention_of(plan: ReportPlan, one: ReportClass, values: NDArray[np.float32]
         )
         for place, direction in enumerate(plan.kept_directions)
     }
-    return Attention(rows, values[:, :, 0, -1].astype(np.int64))
+    return Attention(
+        rows,
+        values[..., -1 - one.queries.cells : -1] if one.partial and "g2r" in rows else None,
+        values[:, :, 0, -1].astype(np.int64),
+    )
 
 
 @dataclass(frozen=True)
@@ -71,31 +78,26 @@ class _GroupOfSteps:
 
     def __call__(self, block: tuple[int, ...]) -> NDArray[np.float32]:
         selected = self.one.selected
-        sums: dict[Direction, list[Any]] = {way: [0.0] * len(selected.heads) for way in self.plan.kept_directions}
+        cells = self.one.queries.cells * self.one.keys.cells
+        made = np.zeros((len(selected.heads), len(self.plan.kept_directions) * cells + self.one.queries.cells + 1))
         count = 0
         for values in self.source.read(self.groups[block[0]], selected.layers[block[1]]):
             if values is not None:
                 count += 1
                 for place, head in enumerate(selected.heads):
-                    for direction, pooled in self._pooled(values, head).items():
-                        sums[direction][place] = sums[direction][place] + pooled
-        cells = self.one.queries.cells * self.one.keys.cells
-        made = np.zeros((len(selected.heads), len(sums) * cells + 1), np.float64)
-        if count:
-            for row, of_head in enumerate(zip(*sums.values(), strict=True)):
-                made[row, :-1] = np.concatenate([np.ravel(pooled) for pooled in of_head]) / count
+                    made[place, :-1] += self._pooled(values, head)
+        made /= max(count, 1)
         made[:, -1] = count
         heads = made if self.plan.heads_apart else made.mean(axis=0, keepdims=True)
         return heads[None, None].astype(np.float32)
 
-    def _pooled(self, values: SiteValues, head: int) -> dict[Direction, NDArray[np.float64]]:
-        """Means over cells of both softmaxes of one head in one step: (chosen cell, shown cell) of each direction."""
+    def _pooled(self, values: SiteValues, head: int) -> NDArray[np.float64]:
+        """Means over cells of both softmaxes of one head in one step, and the shares of what is shown: (value)."""
         queries, keys = self.one.queries, self.one.keys
         over_keys, over_queries = head_softmaxes(values, head, queries.pooling, keys.places)
-        made: dict[Direction, NDArray[np.float64]] = {"r2g": keys.pooling @ over_queries.T}
-        if "g2r" in self.plan.kept_directions:
-            made["g2r"] = (keys.pooling @ over_keys.T).T
-        return made
+        pooled: dict[Direction, Any] = {"r2g": keys.pooling @ over_queries.T, "g2r": (keys.pooling @ over_keys.T).T}
+        kept = [np.ravel(pooled[direction]) for direction in self.plan.kept_directions]
+        return np.concatenate([*kept, over_keys.sum(axis=1)])
 
 
 def quantised(rows: NDArray[np.float32], levels: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

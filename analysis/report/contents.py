@@ -18,7 +18,7 @@ from attrace.analysis.figures.text import labels_along
 from attrace.analysis.levels import level_maps
 from attrace.analysis.report.attention import Attention, attention_of, lazy_attention, quantised
 from attrace.analysis.report.pictures import UNITS, picture_pixels
-from attrace.analysis.report.plan import ReportClass, ReportPlan, Side, plan_report
+from attrace.analysis.report.plan import ReportClass, ReportPlan, Side, listed_keys, plan_report
 from attrace.analysis.resize import bicubic_matrix
 from attrace.analysis.sram import picture_size
 from attrace.analysis.strongest import strongest_patches
@@ -61,9 +61,11 @@ def gather(trace: Trace, *, groups: int | None, limit: int) -> Contents:
     InputError
         If the trace has no finished step, no grid of queries or no scores, or the limit is too small.
     """
+    if trace.pictures > 1 and trace.picture is None:
+        trace = trace.sel(picture=0)
     pictures = {
-        f"picture_{name}": pixels
-        for name in ("generated", "reference")
+        f"picture_{side}": pixels
+        for side, name in (("generated", "generated"), ("reference", trace.reference_name))
         if (pixels := picture_pixels(trace, name)) is not None
     }
     budget = limit - PAGE_BYTES - _text_bytes(pictures)
@@ -76,6 +78,7 @@ def gather(trace: Trace, *, groups: int | None, limit: int) -> Contents:
     drawn = {name: np.asarray(heat.values, np.float32) for name, heat in computed.items()}
     flat = {name: values.reshape(-1, *values.shape[-2:]) for name, values in drawn.items()}
     kept = [attention_of(plan, one, values) for one, values in zip(plan.classes, attended, strict=True)]
+    flat |= {f"class_{number}_shares": one.shares for number, one in enumerate(kept) if one.shares is not None}
     stored, levels = _fitting(kept, budget - _text_bytes(flat))
     mask = stored_mask(trace) if "mask" in trace.images else None
     usable = mask is not None and bool(mask.any()) and not bool(mask.all())
@@ -139,7 +142,9 @@ def _facts(
             "generated": picture_size(trace, "g2r")
             if trace.manifest.image_size or "generated" in trace.images
             else None,
-            "reference": picture_size(trace, "r2g") if plan.view == "picture" and "reference" in trace.images else None,
+            "reference": picture_size(trace, "r2g")
+            if plan.view == "picture" and trace.reference_name in trace.images
+            else None,
         },
         "start": _start(plan, maps),
         "layers": layers,
@@ -163,7 +168,8 @@ def _facts(
 
 def names_of(plan: ReportPlan) -> dict[str, str]:
     """What the two sides are called."""
-    return {"generated": "Generated picture", "reference": "Reference" if plan.view == "picture" else "Keys"}
+    keys = "Text" if plan.trace.context == "text" else "Keys"
+    return {"generated": "Generated picture", "reference": "Reference" if plan.view == "picture" else keys}
 
 
 def _labels(heat: Any) -> list[str]:
@@ -194,7 +200,10 @@ def token_labels(plan: ReportPlan) -> tuple[str, ...] | None:
         return None
     site_class = plan.classes[0].site_class
     kinds = [segment.kind for segment in site_class.key_segments for _ in range(segment.count)]
-    return site_class.tokens or tuple(f"{place}: {kind}" for place, kind in enumerate(kinds))
+    texts = site_class.tokens or tuple(f"{place}: {kind}" for place, kind in enumerate(kinds))
+    return tuple(
+        texts[first] if size == 1 else f"padding (the mean of {size})" for first, size in listed_keys(site_class)
+    )
 
 
 def _class_facts(

@@ -35,7 +35,7 @@ def controls(plan: ReportPlan, *, directions: list[str], groups: list[str], regi
         "head": Select(title="Head", options=heads, value="-1", name="head", disabled=not plan.heads_apart, **wide),
         "value": Select(
             title="Values",
-            options=[("density", "relative to even attention (1 = even)"), ("weight", "attention weight")],
+            options=[("density", "relative to even (1 = even)"), ("weight", "attention weight")],
             value="density",
             name="value",
             **wide,

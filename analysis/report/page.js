@@ -54,14 +54,16 @@ function resized(values, size, matrices) {
 }
 
 function attention(way) {
-  // the map of the chosen patches, and how far a value may be from the recorded one
+  // the map of the chosen patches, how far a value may be from the recorded one, and how much of the attention lies on
+  // what is shown, where the model attends to other keys too
   const shown = SHOWN[way], size = grids[shown], box = boxes[CHOSEN[way]];
   const total = new Float64Array(size[0] * size[1]);
   const group = time_slider.value - 1, layer = Number(layer_picker.value), head = Number(head_picker.value);
-  let pairs = 0, error = 0;
+  let pairs = 0, error = 0, share = 0, partial = false;
   facts.classes.forEach((one, number) => {
     const rows = arrays[`class_${number}_${way}`], quanta = arrays[`class_${number}_${way}_quanta`];
     if (rows === undefined) return;
+    const shares = way === "g2r" ? arrays[`class_${number}_shares`] : undefined;
     const masked = way === "g2r" && region() === "mask";
     const weights = masked ? one.mask : covered(one, way, box);
     const chosen = [...weights.keys()].filter((cell) => weights[cell] > 0);
@@ -72,27 +74,30 @@ function attention(way) {
       one.heads.forEach((label, slot) => {
         if (head >= 0 && label >= 0 && head !== label) return;
         const sums = new Float64Array(cells);
-        let weight = 0, doubt = 0;
+        let weight = 0, doubt = 0, shown_share = 0;
         one.counts.forEach((counts, span) => {
           if ((group >= 0 && group !== span) || counts[place] === 0) return;
           for (const cell of chosen) {
             const row = ((span * one.layers.length + place) * one.heads.length + slot) * weights.length + cell;
-            const share = weights[cell] * counts[place], quantum = share * quanta[row];
+            const part = weights[cell] * counts[place], quantum = part * quanta[row];
             for (let other = 0; other < cells; other++) sums[other] += quantum * rows[row * cells + other];
-            weight += share;
+            weight += part;
             doubt += quantum / 2;
+            if (shares) shown_share += part * shares[row];
           }
         });
         if (weight === 0 || !Number.isFinite(doubt)) return;
         const made = resized(sums, one[SIDE[shown]].kept, one.resize[way]);
         for (let cell = 0; cell < total.length; cell++) total[cell] += Math.max(0, made[cell]) / weight * even;
         error += doubt / weight * even * one.gain[way];
+        share += shares ? shown_share / weight : 1;
+        partial ||= shares !== undefined;
         pairs += 1;
       });
     });
   });
-  if (pairs === 0) return {values: total.fill(NaN), error: NaN};
-  return {values: total.map((sum) => sum / pairs), error: error / pairs};
+  if (pairs === 0) return {values: total.fill(NaN), error: NaN, share: NaN};
+  return {values: total.map((sum) => sum / pairs), error: error / pairs, share: partial ? share / pairs : NaN};
 }
 
 // ---- showing -------------------------------------------------------------------------------------------------------
@@ -120,7 +125,7 @@ for (const name of ["generated", "reference"]) {
   if (picture !== undefined && part(figures[name], "picture")) pictures[name] = {colour: picture, grey: greyOf(picture)};
 }
 
-function explain(way, values) {
+function explain(way, values, share) {
   const chosen = CHOSEN[way], shown = SHOWN[way], box = boxes[chosen], finite = values.some(Number.isFinite);
   let what = `${facts.names[chosen]} ${cellName(chosen, box.row, box.column)}`;
   if (chosen === "reference" && facts.view === "tokens") what = `K${cellName(chosen, box.row, 0).slice(1)}`;
@@ -132,7 +137,10 @@ function explain(way, values) {
   const place = cellName(shown, Math.floor(best / grids[shown][1]), best % grids[shown][1]);
   const verb = way === "g2r" ? "takes most from" : "goes most to";
   const onto = shown === "reference" && facts.view === "tokens" ? "" : `${facts.names[shown].toLowerCase()} `;
-  return `${what} ${verb} ${onto}${place}: ${digits(values[best])} ${unit()}.`;
+  const told = `${what} ${verb} ${onto}${place}: ${digits(values[best])} ${unit()}.`;
+  if (!Number.isFinite(share)) return told;
+  const all = facts.view === "tokens" ? "All keys of the list" : "All patches of the reference";
+  return `${told} ${all} together get ${(100 * share).toPrecision(3)} % of its attention.`;
 }
 
 function colours(values, fixed) {
@@ -144,7 +152,7 @@ function colours(values, fixed) {
 
 function show() {
   const way = direction(), chosen = CHOSEN[way], shown = SHOWN[way];
-  const {values, error} = attention(way);
+  const {values, error, share} = attention(way);
   const heat = part(figures[shown], "heat").data_source;
   heat.data.image[0].set(values);
   const high = colours(values, scale_picker.active === 1);
@@ -168,7 +176,7 @@ function show() {
   if (inside) inside.visible = masked;
   page("legend-high").textContent = `${digits(high)} ${unit()}`;
   page("legend-error").textContent = Number.isFinite(error) ? `stored to within ± ${error.toPrecision(2)}` : "";
-  page("told").textContent = explain(way, Array.from(values));
+  page("told").textContent = explain(way, Array.from(values), share);
   for (const name of Object.keys(figures)) page(`${name}-role`).textContent = name === shown ? "attention of the chosen patches" : "click to choose";
 }
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+import numpy as np
 from scipy import sparse
 
 from attrace.analysis.levels import mappable_directions
@@ -20,7 +21,7 @@ KeyView = Literal["picture", "tokens", "whole"]
 """What stands beside the generated picture: the reference, a list of the keys, or all keys as one."""
 
 MOST_TOKENS: Final = 128
-"""Keys off a grid that are listed one by one; more are taken as one."""
+"""Lines of a list of keys that lie off a grid; where there would be more, all keys are taken as one."""
 
 FINENESS: Final = ((64, True), (48, True), (32, True), (24, True), (16, True), (16, False), (12, False), (8, False))
 """From fine to coarse: the most cells along a side of a grid, and whether heads are kept apart."""
@@ -61,6 +62,11 @@ class ReportClass:
         """The class."""
         return self.selected.site_class
 
+    @property
+    def partial(self) -> bool:
+        """Whether the softmax over keys runs over more keys than the page shows."""
+        return self.site_class.has_lse or self.keys.places != slice(0, self.site_class.keys)
+
 
 @dataclass(frozen=True)
 class ReportPlan:
@@ -97,7 +103,8 @@ class ReportPlan:
         for one in self.classes:
             heads = len(one.selected.heads) if self.heads_apart else 1
             queries, keys = one.queries.cells, one.keys.cells
-            pairs += heads * len(one.selected.layers) * (ways * queries * keys + FLOAT_COST * (queries + keys))
+            floats = queries * (1 + one.partial) + keys
+            pairs += heads * len(one.selected.layers) * (ways * queries * keys + FLOAT_COST * floats)
         maps = 1 + len(self.spans) + len(self.trace.heads) + len(self.trace.layers)
         shown = sum(self.grids[way][0] * self.grids[way][1] for way in self.directions)
         return len(self.spans) * pairs + 2 * FLOAT_COST * maps * shown
@@ -133,10 +140,22 @@ def _view(trace: Trace) -> tuple[KeyView, str]:
     try:
         grid_plans(trace, "g2r", None, None)
     except InputError as error:
-        counts = {one.site_class.keys for one in trace.classes}
-        listed = len(counts) == 1 and 1 < max(counts) <= MOST_TOKENS
+        lines = {listed_keys(one.site_class) for one in trace.classes}
+        listed = len(lines) == 1 and 1 < len(min(lines)) <= MOST_TOKENS
+        if listed and trace.context == "text":
+            return "tokens", ""
         return ("tokens" if listed else "whole"), str(error)
     return "picture", ""
+
+
+def listed_keys(site_class: SiteClass) -> tuple[tuple[int, int], ...]:
+    """First key and number of keys of each line of a list: one key, or all of a run of padding."""
+    lines, start = [], 0
+    for segment in site_class.key_segments:
+        size = segment.count if segment.kind == "pad" else 1
+        lines += [(first, size) for first in range(start, start + segment.count, size)]
+        start += segment.count
+    return tuple(lines)
 
 
 def _plan_of(trace: Trace, view: KeyView, most_cells: int, spans: tuple[slice, ...]) -> ReportPlan:
@@ -155,8 +174,9 @@ def _plan_of(trace: Trace, view: KeyView, most_cells: int, spans: tuple[slice, .
 def _key_side(site_class: SiteClass, view: KeyView, most_cells: int) -> Side | None:
     everything = slice(0, site_class.keys)
     if view == "tokens":
-        identity = sparse.csc_array(sparse.eye_array(site_class.keys))
-        return Side(everything, (site_class.keys, 1), identity, coarser=False)
+        lines = listed_keys(site_class)
+        pooling = sparse.block_diag([np.full((1, size), 1 / size) for _, size in lines], format="csc")
+        return Side(everything, (len(lines), 1), sparse.csc_array(pooling), coarser=False)
     if view == "whole":
         weights = normalised(key_weights(site_class, None))
         return Side(everything, (1, 1), sparse.csc_array(weights[None]), coarser=False)

@@ -33,12 +33,14 @@ def words_of(contents: Contents, title: str) -> dict[str, Any]:
     """Every text of the page that is not in its template; the template escapes them."""
     plan = contents.plan
     trace = plan.trace
+    of_text = trace.context == "text"
     return {
         "title": title,
         "summary": joined(
             [
                 f"Attention of {facts(trace)['denoiser']}",
                 f"context {trace.context}",
+                f"picture {trace.picture}" if trace.picture is not None else "",
                 f"branch {trace.branch}",
                 counted(trace.steps, "step"),
                 counted(len(trace.layers), "layer"),
@@ -52,7 +54,8 @@ def words_of(contents: Contents, title: str) -> dict[str, Any]:
         "hidden": [] if plan.view != "whole" else ["region", "direction", "follow"],
         "captions": contents.facts["names"],
         "gallery_captions": {
-            "r2g": "Reference to generated (R2G): where in the generated picture the reference acts",
+            "r2g": f"{'Text' if of_text else 'Reference'} to generated (R2G): where in the generated picture the "
+            f"{'text' if of_text else 'reference'} acts",
             "g2r": "Generated to reference (G2R): which parts of the reference are used",
         },
         "scores_note": _scores_note(contents),
@@ -82,12 +85,24 @@ def _notes(plan: ReportPlan) -> list[str]:
         notes.append(
             f"The trace has other contexts too ({', '.join(others)}); a report shows one: --context {others[0]}."
         )
+    if trace.picture is not None:
+        others = [str(number) for number in range(trace.pictures) if number != trace.picture]
+        notes.append(
+            f"The keys hold {trace.pictures} pictures. The reference is here picture {trace.picture}, counted from 0, "
+            f"and all numbers are of its patches: --picture {' or '.join(others)} shows another."
+        )
+    if any(one.site_class.has_lse for one in plan.classes):
+        keys = "text" if trace.context == "text" else "reference"
+        notes.append(
+            f"One softmax shares the model's attention out over the {keys} and other keys: the weights over the {keys} "
+            f"sum to less than 1, and 1 x even would be all attention of a patch, spread evenly over the {keys}."
+        )
     if trace.interrupted:
         notes.append(f"The run was not recorded to its end ({trace.status}): the report shows its finished steps.")
     if plan.reason:
         notes.append(f"There is no map over the reference: {plan.reason.replace(trace.path, name_of(trace))}.")
-    needed = ("generated", "reference") if plan.view == "picture" else ("generated",)
-    missing = [f"no {name} picture" for name in needed if name not in trace.images]
+    needed = ("generated", trace.reference_name) if plan.view == "picture" else ("generated",)
+    missing = [f"no picture {name!r}" for name in needed if name not in trace.images]
     if missing:
         notes.append(f"The trace holds {' and '.join(missing)}: the patches are shown alone.")
     return notes

@@ -22,6 +22,13 @@ DEFAULT_LIMIT: Final = 10_000_000
 """Bytes that a report takes at most."""
 
 
+HIGHEST_PICTURE: Final = 40
+"""Height of a picture on the page, at most, in units of the text's size."""
+
+SIDES: Final[tuple[tuple[str, Direction], ...]] = (("generated", "r2g"), ("reference", "g2r"))
+"""What stands side by side, and the direction of the maps over it."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What was written."""
@@ -133,9 +140,21 @@ def _page(contents: Contents, title: str) -> str:
         title,
         template=template,
         template_variables=words_of(contents, title)
-        | {"style": _resource("page.css"), "scores": scores_table(contents.scores)},
+        | {"style": _resource("page.css"), "scores": scores_table(contents.scores), "widths": _widths(contents)},
     )
     return html
+
+
+def _aspect(contents: Contents, name: str, way: Direction) -> float:
+    """Width over height of a side."""
+    rows, columns = contents.facts["sizes"][name] or contents.plan.grids[way]
+    return float(columns / rows)
+
+
+def _widths(contents: Contents) -> dict[str, str]:
+    """Widths of the sides that keep a picture in portrait format no higher than a screen; a list takes any."""
+    widths = {name: f"{HIGHEST_PICTURE * _aspect(contents, name, way):.4g}rem" for name, way in SIDES}
+    return widths if contents.plan.view == "picture" else widths | {"reference": "none"}
 
 
 def _models(contents: Contents, mapper: Any) -> dict[str, Any]:
@@ -144,15 +163,13 @@ def _models(contents: Contents, mapper: Any) -> dict[str, Any]:
     models: dict[str, Any] = controls(
         plan, directions=facts["directions"], groups=facts["groups"], regions=facts["regions"]
     )
-    sides: tuple[tuple[str, Direction], ...] = (("generated", "r2g"), ("reference", "g2r"))
-    for name, way in sides:
-        size = facts["sizes"][name] or plan.grids[way]
+    for name, way in SIDES:
         models[name] = picture_figure(
             name,
             plan.grids[way],
             mapper,
             models["value"],
-            aspect=size[1] / size[0],
+            aspect=_aspect(contents, name, way),
             has_picture=f"picture_{name}" in contents.arrays and (name == "generated" or plan.view == "picture"),
             tokens=token_labels(plan) if name == "reference" else None,
         )

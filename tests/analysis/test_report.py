@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import softmax
 from support.traces import make_trace, site_class
 
 from attrace.analysis import Trace, open_trace, sram, write_report
@@ -203,3 +204,47 @@ def test_selections_reach_the_page(tmp_path: Path) -> None:
     assert facts["groups"] == ["step 1", "step 2"]
     assert facts["classes"][0]["heads"] == [1]
     assert facts["grids"]["r2g"] == [8, 8]  # the finest recorded, as the default size of a map
+
+
+def test_what_other_keys_get_is_told_exactly(tmp_path: Path) -> None:
+    made = make_trace(tmp_path / "run.zarr", TWO_GRIDS, steps=4, spread=1.5)
+    contents = gather(open_trace(made.path), groups=2, limit=LIMIT)
+    over_keys = softmax(made.scores[TWO_GRIDS[0].group], -1)
+    expected = 1 - over_keys[2:4, :, :, :, 0].mean(axis=0)  # the first key is the class token
+    np.testing.assert_allclose(contents.arrays["class_0_shares"][1], expected, rtol=1e-5)
+    assert expected.max() > 1.2 * expected.min()
+    assert "class_1_shares" not in contents.arrays  # all of its keys are shown
+
+
+def test_padding_is_one_line_of_the_list(tmp_path: Path) -> None:
+    segments = [("text", 2), ("pad", 300), ("text", 1), ("pad", 200)]
+    one = site_class(
+        "text/64x503h2d8",
+        key_grid=None,
+        keys=503,
+        key_segments=tuple({"kind": kind, "count": count} for kind, count in segments),
+        layers=("a",),
+    )
+    made = make_trace(tmp_path / "run.zarr", (one,), steps=2, spread=1.5)
+    contents = gather(open_trace(made.path), groups=1, limit=LIMIT)
+    assert contents.facts["tokens"] == [
+        *("0: text", "1: text", "padding (the mean of 300)", "302: text", "padding (the mean of 200)")
+    ]
+    over_keys = softmax(made.scores[one.group], -1).mean(axis=0)[0, 1, 9]
+    expected = [*over_keys[:2], over_keys[2:302].mean(), over_keys[302], over_keys[303:].mean()]
+    found = stored_rows(contents, 0, "g2r")[0, 0, 1, 9]
+    np.testing.assert_allclose(found, expected, atol=max(expected) / 255 / 2 * 1.001)
+    assert "There is no map" not in write_report(open_trace(made.path), tmp_path / "r.html").path.read_text()
+
+
+def test_of_several_pictures_the_first_is_shown(tmp_path: Path) -> None:
+    segments = ({"kind": "patch", "count": 6, "grid": (2, 3)}, {"kind": "patch", "count": 16, "grid": (4, 4)})
+    one = site_class("reference/64x22h2d8", key_grid=None, keys=22, key_segments=segments)
+    images = pictures() | {"reference-1": np.full((8, 8, 3), 7, np.uint8)}
+    trace = traced(tmp_path, (one,), images=images, image_size=(16, 16))
+    page = write_report(trace, tmp_path / "first.html").path.read_text()
+    assert "reference is here picture 0, counted from 0, and all numbers are of its patches: --picture 1" in page
+    first, second = (gather(one, groups=None, limit=LIMIT) for one in (trace, trace.sel(picture=1)))
+    assert (first.facts["grids"]["g2r"], second.facts["grids"]["g2r"]) == ([2, 3], [4, 4])
+    assert (first.facts["sizes"]["reference"], second.facts["sizes"]["reference"]) == ([16, 16], [8, 8])
+    assert set(second.arrays["picture_reference"].ravel().tolist()) == {0xFF070707}
