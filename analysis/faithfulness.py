@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from attrace.analysis.bootstrap import bootstrap_interval, bootstrap_ratio
+from attrace.analysis.maps import ulam
 from attrace.analysis.weights import as_mask, coverage
 from attrace.schemas import InputError
+
+if TYPE_CHECKING:
+    from attrace.analysis.trace import Trace
 
 Order = Literal["top", "random", "bottom"]
 """Patches with the highest rank first, in random order, with the lowest rank first."""
@@ -55,6 +59,60 @@ def first_of(order: NDArray[np.int64], fraction: float, grid: tuple[int, int]) -
     cells = np.zeros(order.size, bool)
     cells[order[: round(fraction * order.size)]] = True
     return cells.reshape(grid)
+
+
+@dataclass(frozen=True)
+class DeletionPlan:
+    """Which patches of one input are hidden, run by run."""
+
+    fractions: tuple[float, ...]
+    """Shares of the patches that are hidden, from 0 to 1."""
+    orders: Mapping[Order, Sequence[NDArray[np.int64]]]
+    """As `patch_orders` gives them."""
+    grid: tuple[int, int]
+    """Rows and columns of the patches."""
+
+    @property
+    def hidden(self) -> list[NDArray[np.bool_]]:
+        """Patches of each run: all of them, then those of every order and share but none and all."""
+        every = [one for several in self.orders.values() for one in several]
+        return [np.ones(self.grid, bool)] + [
+            first_of(one, share, self.grid) for one in every for share in self.fractions[1:-1]
+        ]
+
+    def curves(self, changes: Sequence[float]) -> dict[Order, NDArray[np.float64]]:
+        """Change by order, from none hidden to all: (fraction), the mean over its draws; of the changes of `hidden`."""
+        lengths = [len(several) for several in self.orders.values()]
+        inner = np.array(changes[1:]).reshape(sum(lengths), -1)
+        whole = np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, changes[0])))
+        split = np.split(whole, np.cumsum(lengths)[:-1])
+        return {order: draws.mean(axis=0) for order, draws in zip(self.orders, split, strict=True)}
+
+
+def deletion_plan(
+    trace: Trace, fractions: Sequence[float], *, draws: int, seed: int, density: bool = False
+) -> DeletionPlan:
+    """Rank the patches of a trace's reference by its unified g2r map, and plan what is hidden.
+
+    Parameters
+    ----------
+    trace
+        The trace, or a selection of it.
+    fractions
+        Shares of the patches to hide: rising, from 0 to 1.
+    draws, seed
+        As for `patch_orders`.
+    density
+        As for `ulam`.
+    """
+    heat = ulam(trace, direction="g2r", density=density).compute()
+    orders = patch_orders(heat, draws=draws, seed=seed)
+    return DeletionPlan(tuple(fractions), orders, (heat.sizes["row"], heat.sizes["column"]))
+
+
+def by_order(curves: Sequence[Mapping[Order, NDArray[np.float64]]]) -> dict[Order, NDArray[np.float64]]:
+    """The curves of several inputs together, as `summarise` takes them: (input, fraction) of each order."""
+    return {order: np.array([curve[order] for curve in curves]) for order in ORDERS}
 
 
 def picture_change(picture: ArrayLike, before: ArrayLike, mask: ArrayLike | None = None) -> float:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from attrace.cli.curves import faithfulness_as_json, print_curves, print_faithfulness, save_faithfulness
 from attrace.cli.errors import Failure, recorder_needed
 from attrace.cli.inputs import read_inputs
 from attrace.cli.jobs import STORED_AS, messages_on_stderr, read_list
 from attrace.cli.options import density_option, examples, json_option
-from attrace.cli.output import chunk_progress, print_json, print_table, say
+from attrace.cli.output import chunk_progress, print_json
 from attrace.cli.record import ip_adapter_files, record
 from attrace.cli.recording import recording_arguments, recording_options
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from attrace.analysis.faithfulness import Faithfulness, Order
+    from attrace.analysis import Trace
+    from attrace.analysis.faithfulness import Order
+    from attrace.recorder.faithfulness import Fill
     from attrace.recorder.joblist import Job
 
 OF_THE_RUN = (
@@ -134,7 +136,8 @@ def faithfulness(
     with bootstrap intervals over the inputs; leaves the traces, a figure and all numbers in the output.
 
     --reference and a seed are needed, and --reference must name an input, as it is what is changed. --jobs takes a
-    list of inputs as `attrace record` does. Traces that are complete are not recorded again.
+    list of inputs as `attrace record` does. Traces that are complete are not recorded again, and the same command goes
+    on after an interruption: what a run with hidden patches gave is kept beside the trace.
     """
     if as_json and as_csv:
         raise click.UsageError("give either --json or --csv, not both")
@@ -142,32 +145,39 @@ def faithfulness(
     with recorder_needed("faithfulness"), messages_on_stderr(logging.WARNING):
         listed = _jobs(jobs, output, inputs, members)
         _check(listed)
+        from attrace.analysis.faithfulness import by_order, summarise
         from attrace.recorder.pipelines import load_pipeline
 
-        pipeline = load_pipeline(
-            source,
-            class_name=class_name,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            local_files_only=local_files_only,
-            ip_adapter=ip_adapter_files(ip_adapter, ip_adapter_weights),
+        load = cache(
+            partial(
+                load_pipeline,
+                source,
+                class_name=class_name,
+                revision=revision,
+                dtype=dtype,
+                device=device,
+                local_files_only=local_files_only,
+                ip_adapter=ip_adapter_files(ip_adapter, ip_adapter_weights),
+            )
         )
-        _record(pipeline, listed, recording_arguments(**options) | {"model_id": source, "revision": revision})
-        test = _Test((0.0, *shares, 1.0), draws, order_seed, fill, whole, bool(density))
+        _record(load, listed, recording_arguments(**options) | {"model_id": source, "revision": revision})
+        layers = list(options["layers"]) or None
+        test = _Test((0.0, *shares, 1.0), draws, order_seed, fill, whole, bool(density), layers)
+        curves = []
         with chunk_progress("pictures") as progress:
-            curves = test.run(pipeline, listed, progress)
-    from attrace.analysis.faithfulness import summarise
-
-    found = summarise(test.fractions, curves, seed=order_seed)
-    told = _as_json(found, listed, fill, draws)
-    _save(found, told, output, order_seed)
+            for number, job in enumerate(listed, 1):
+                curves.append(test.curves(load, job))
+                if progress is not None:
+                    progress(number, len(listed))
+    found = summarise(test.fractions, by_order(curves), seed=order_seed)
+    told = faithfulness_as_json(found, listed, fill, draws)
+    save_faithfulness(found, told, output, order_seed)
     if as_json:
         print_json(told)
     elif as_csv:
-        _write_csv(found, listed, sys.stdout)
+        print_curves(found, listed)
     else:
-        _print(found)
+        print_faithfulness(found)
 
 
 def _jobs(path: Path | None, output: Path, inputs: tuple[str, ...], members: dict[str, Any]) -> tuple[Job, ...]:
@@ -195,122 +205,62 @@ def _check(jobs: Sequence[Job]) -> None:
             raise click.UsageError(f"{job.where}: pass --reference with the name of an input: it is what is changed")
 
 
-def _record(pipeline: Any, jobs: tuple[Job, ...], options: dict[str, Any]) -> None:
+def _record(load: Callable[[], Any], jobs: tuple[Job, ...], options: dict[str, Any]) -> None:
     from attrace.recorder.jobs import record_jobs
 
-    failed = [one for one in record_jobs(pipeline, jobs, **options) if one.state == "failed"]
+    if all(job.is_complete for job in jobs):
+        return
+    failed = [one for one in record_jobs(load(), jobs, **options) if one.state == "failed"]
     if failed:
         listed = "\n".join(f"  {one.job.where}: {one.problem}" for one in failed)
         raise Failure(f"{len(failed)} inputs could not be recorded:\n{listed}")
 
 
+@dataclass(frozen=True)
 class _Test:
-    """Runs the model with hidden patches."""
+    """What is hidden, and how a change is measured."""
 
-    def __init__(
-        self, fractions: tuple[float, ...], draws: int, seed: int, fill: Any, whole: bool, density: bool
-    ) -> None:
-        self.fractions = fractions
-        self._draws, self._seed, self._fill, self._whole, self._density = draws, seed, fill, whole, density
+    fractions: tuple[float, ...]
+    draws: int
+    seed: int
+    fill: Fill
+    whole: bool
+    density: bool
+    layers: list[str] | None
+    """Of the model, that are recorded and rank the patches; None for all."""
 
-    def run(
-        self, pipeline: Any, jobs: Sequence[Job], progress: Callable[[int, int], None] | None
-    ) -> dict[Order, NDArray[np.float64]]:
-        """Change of the picture by order: (input, fraction), the mean over its draws."""
-        import numpy as np
-
-        curves: dict[Order, list[Any]] = {"top": [], "random": [], "bottom": []}
-        for number, job in enumerate(jobs):
-            for order, values in self._of_input(pipeline, job).items():
-                curves[order].append(values)
-            if progress is not None:
-                progress(number + 1, len(jobs))
-        return {order: np.array(values) for order, values in curves.items()}
-
-    def _of_input(self, pipeline: Any, job: Job) -> dict[Order, NDArray[np.float64]]:
-        import numpy as np
-
-        from attrace.analysis import open_trace, ulam
-        from attrace.analysis.faithfulness import first_of, patch_orders, picture_change
+    def curves(self, load: Callable[[], Any], job: Job) -> dict[Order, NDArray[np.float64]]:
+        """Change of an input's picture by order: (fraction)."""
+        from attrace.analysis import open_trace
+        from attrace.analysis.faithfulness import deletion_plan, picture_change
         from attrace.analysis.trace_scores import stored_mask
-        from attrace.recorder.faithfulness import regenerate
+        from attrace.recorder.hidden_runs import Recorded, hidden_changes
 
         trace = open_trace(job.output)
-        heat = ulam(trace, direction="g2r", density=self._density).compute()
-        grid = (heat.sizes["row"], heat.sizes["column"])
-        orders = patch_orders(heat, draws=self._draws, seed=self._seed)
-        every = [one for several in orders.values() for one in several]
-        hidden = [np.zeros(grid, bool), np.ones(grid, bool)]
-        hidden += [first_of(one, fraction, grid) for one in every for fraction in self.fractions[1:-1]]
-        inputs, _ = job.load()
-        assert job.seed is not None  # `_check`
-        pictures = regenerate(
-            pipeline, inputs, str(job.pictures["reference"]), hidden, seed=job.seed, steps=job.steps, fill=self._fill
+        self._require_layers(trace, job)
+        plan = deletion_plan(trace, self.fractions, draws=self.draws, seed=self.seed, density=self.density)
+        recorded = Recorded(trace.manifest.id, trace.images["generated"].values)
+        mask = None if self.whole or "mask" not in trace.images else stored_mask(trace)
+        changes = hidden_changes(
+            load,
+            job,
+            recorded,
+            plan.hidden,
+            lambda picture: picture_change(picture, recorded.picture, mask),
+            fill=self.fill,
+            measured="whole" if mask is None else "mask",
         )
-        before = trace.images["generated"].values
-        mask = None if self._whole or "mask" not in trace.images else stored_mask(trace)
-        if not np.array_equal(next(pictures), before):
+        return plan.curves(changes)
+
+    def _require_layers(self, trace: Trace, job: Job) -> None:
+        """Refuse a trace of an earlier call that ranks by other layers."""
+        recorded = trace.manifest.capture.get("layers")
+        if recorded != self.layers:
             raise Failure(
-                f"{job.where}: the model gives another picture than in {job.output} from the same noise and inputs, so "
-                "that nothing can be learned from a change: remove that trace if another model or other inputs made "
-                "it, else run on a device and with settings that repeat"
+                f"{job.where}: {job.output} was recorded of {_listed(recorded)}, not of {_listed(self.layers)}: "
+                "choose another --output, or the same layers"
             )
-        all_hidden, *changes = [picture_change(picture, before, mask) for picture in pictures]
-        inner = np.array(changes).reshape(len(every), -1)
-        whole = np.column_stack([np.zeros(len(every)), inner, np.full(len(every), all_hidden)])
-        split = np.split(whole, np.cumsum([len(several) for several in orders.values()])[:-1])
-        return {order: curves.mean(axis=0) for order, curves in zip(orders, split, strict=True)}
 
 
-def _as_json(found: Faithfulness, jobs: Sequence[Job], fill: str, draws: int) -> dict[str, Any]:
-    return {
-        "inputs": [job.output.stem for job in jobs],
-        "fill": fill,
-        "draws": draws,
-        "fractions": found.fractions,
-        "deletion": {order: curves.tolist() for order, curves in found.deletion.items()},
-        "deletion_area": {order: asdict(area) for order, area in found.areas.items()},
-        "insertion_area": {order: asdict(area) for order, area in found.insertion_areas.items()},
-        "deletion_ratio": asdict(found.deletion_ratio),
-        "insertion_ratio": asdict(found.insertion_ratio),
-    }
-
-
-def _save(found: Faithfulness, told: dict[str, Any], output: Path, seed: int) -> None:
-    import json
-
-    from attrace.analysis.figures.curves import draw_curves
-    from attrace.analysis.figures.save import save_figure
-
-    (output / "faithfulness.json").write_text(json.dumps(told, indent=2) + "\n")
-    save_figure(draw_curves(found, seed=seed), output / "faithfulness.png")
-    say(f"wrote {output / 'faithfulness.json'} and {output / 'faithfulness.png'}")
-
-
-def _rows(found: Faithfulness, jobs: Sequence[Job]) -> Iterator[tuple[str, str, float, float]]:
-    for order, curves in found.deletion.items():
-        for job, curve in zip(jobs, curves.tolist(), strict=True):
-            yield from ((job.output.stem, order, *pair) for pair in zip(found.fractions, curve, strict=True))
-
-
-def _write_csv(found: Faithfulness, jobs: Sequence[Job], file: Any) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("input", "order", "hidden", "change"))
-    writer.writerows(_rows(found, jobs))
-
-
-def _print(found: Faithfulness) -> None:
-    header = ["order", *(f"hide {fraction:.0%}" for fraction in found.fractions[1:]), "deletion area", "insertion area"]
-    rows = [
-        [
-            order,
-            *(f"{value:.4f}" for value in found.deletion[order].mean(axis=0)[1:]),
-            *(f"{one.value:.4f}" for one in (area, found.insertion_areas[order])),
-        ]
-        for order, area in found.areas.items()
-    ]
-    print_table([header, *rows], right=range(1, len(header)))
-    click.echo()
-    ratios = {"deletion, faithful above 1": found.deletion_ratio, "insertion, faithful below 1": found.insertion_ratio}
-    lines = [[name, *(f"{value:.2f}" for value in asdict(one).values())] for name, one in ratios.items()]
-    print_table([["top / random", "ratio", "low", "high"], *lines], right=(1, 2, 3))
+def _listed(layers: Any) -> str:
+    return f"--layers {' '.join(map(str, layers))}" if layers else "all layers"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -16,7 +20,9 @@ from support.models import box_mask, demo, picture
 from attrace.analysis import open_trace, ulam
 from attrace.analysis.faithfulness import first_of, picture_change
 from attrace.cli import main
+from attrace.recorder import faithfulness
 from attrace.recorder.faithfulness import regenerate
+from attrace.recorder.pipelines import first_picture
 
 from .conftest import Run
 
@@ -101,6 +107,82 @@ def test_a_trace_of_another_picture_is_refused(run: Run) -> None:
     assert result.exit_code == 1
     assert "another picture" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+class Runs:
+    """Counts the calls of the model that hide patches or check that it repeats."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        patch.setattr(faithfulness, "first_picture", self._counted)
+
+    def _counted(self, *arguments: Any) -> Any:
+        self.count += 1
+        return first_picture(*arguments)
+
+    def take(self) -> int:
+        """Calls since it was asked last."""
+        taken, self.count = self.count, 0
+        return taken
+
+
+KILLED = """
+import os, signal, sys
+from attrace.cli import main
+from attrace.recorder import faithfulness
+
+made, calls = faithfulness.first_picture, []
+
+def killed(*arguments):
+    calls.append(arguments)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made(*arguments)
+
+faithfulness.first_picture = killed
+main(sys.argv[1:])
+"""
+"""Runs the command, and kills it in the fourth of its six calls with hidden patches."""
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_killed_test_goes_on_where_it_was(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (*TEST, *ONE, "--seed", "4")
+    child = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    kept = Path("out/run.hidden.jsonl")
+    assert len(kept.read_text().splitlines()) == 2  # after the one with nothing hidden
+    with kept.open("a") as file:
+        file.write('{"run": "0a1')  # as a loss of power may leave it
+    runs = Runs(monkeypatch)
+    told = json.loads(succeeded(run(*arguments, "--json")))
+    assert runs.take() == 1 + 3  # nothing hidden, and what was left of five
+    again = json.loads(succeeded(run(*arguments, "--json")))
+    assert (runs.take(), again) == (0, told)
+    whole = json.loads(succeeded(run(*("whole" if one == "out" else one for one in arguments), "--json")))
+    assert runs.take() == 1 + 5
+    assert whole == told
+
+
+@pytest.mark.usefixtures("workplace")
+def test_what_is_kept_is_of_the_same_test_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (*TEST, *ONE, "--seed", "4")
+    runs = Runs(monkeypatch)
+    succeeded(run(*arguments))
+    assert runs.take() == 1 + 5
+    for extra, left in {
+        ("--draws", "3"): 1,  # the random orders that were there are the first of them
+        ("--shares", "0.25,0.5"): 4,
+        ("--order-seed", "1"): 2,
+        ("--fill", "blur"): 5,
+        ("--whole",): 5,
+        ("--density",): 0,  # every layer has as many keys: the same ranking
+    }.items():
+        succeeded(run(*arguments, *extra))
+        assert (extra, runs.take()) == (extra, left and 1 + left)
+    result = run(*arguments, "--layers", "up_blocks.*")
+    assert result.exit_code == 1
+    assert "recorded of all layers, not of --layers up_blocks.*" in result.stderr
 
 
 @pytest.mark.parametrize(
