@@ -93,7 +93,7 @@ def ulam(
     -----
     Each (layer, head) is averaged over the steps, resized (bicubic, a = -0.75, half-pixel centres, no antialias),
     clamped at 0, and all pairs are averaged with equal weight. A step in which a site was not called is left out of
-    its mean. I2AM (arXiv 2407.12331), section 3.
+    its mean. I2AM (arXiv 2407.12331).
     """
     options = MapOptions(layers, queries, keys, density, compat, resampler)
     if isinstance(trace, Traces):

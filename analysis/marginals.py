@@ -81,7 +81,7 @@ def marginals(trace: Trace, *, queries: Queries = None, keys: Keys = None, devic
 
     Notes
     -----
-    I2AM (arXiv 2407.12331), section 3: M_g and M_r.
+    I2AM (arXiv 2407.12331): M_g and M_r.
     """
     require_device(device)
     plans = [replace(_plan(trace, one, queries, keys), device=device) for one in trace.classes]

@@ -21,7 +21,7 @@ Direction = Literal["r2g", "g2r"]
 """Reference-to-generated (a map over the generated picture) or generated-to-reference (a map over the reference)."""
 
 Level = Literal["ulam", "tlam", "hlam", "llam"]
-"""Unified, time-level, head-level or layer-level attribution map (I2AM, section 3)."""
+"""Unified, time-level, head-level or layer-level attribution map (I2AM)."""
 
 CONTEXTS: tuple[Context, ...] = get_args(Context)
 KEY_KINDS: tuple[KeyKind, ...] = get_args(KeyKind)

@@ -1,6 +1,6 @@
 """Do the scores rank models as the pictures do? `python -m attrace.demo.study RUNS...`.
 
-I2AM (arXiv 2407.12331, section 4) reports that a model with a better IMACS paints better pictures. Here this is asked
+I2AM (arXiv 2407.12331) reports that IMACS correlates with what measures pictures. Here this is asked
 of models that were trained for it: the demo's at every save, and its variants (`attrace.demo.train --variant ...
 --keep`). Each paints and records the same held-out samples; every score is computed from the traces, and its rank
 correlation over the models with PSNR and SSIM inside the mask is reported with a bootstrap interval. The rows are kept
