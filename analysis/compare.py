@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,6 +19,7 @@ from attrace.analysis.contribution import SCORES, Arrays, Settings
 from attrace.analysis.labelled import laid_out, statistic_dims
 from attrace.analysis.pair_values import PairValues, pair_values
 from attrace.analysis.pairing import Pair, PairBy, pair_traces
+from attrace.analysis.perceptual import PictureSets, SetDistance, set_distance
 from attrace.analysis.trace import Trace, open_trace
 from attrace.schemas import AttraceError, InputError
 from attrace.schemas.words import DIRECTIONS
@@ -49,6 +50,8 @@ class Comparison:
     """Why each trace whose pair is left out could not be read."""
     only: Mapping[str, tuple[str, ...]]
     """Layers that no trace of the other set has, by side: `a`, `b`."""
+    sets: Mapping[str, SetDistance] = field(default_factory=dict)
+    """How far the pictures of each side, `a` and `b`, are from the true ones as sets; empty where it was not asked."""
 
 
 class Change(NamedTuple):
@@ -75,6 +78,7 @@ def compare(
     seed: int = 0,
     progress: Progress | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    sets: bool = False,
 ) -> Comparison:
     """Compare two sets of traces of the same inputs, pair by pair; only the pairs at work are in memory.
 
@@ -94,22 +98,27 @@ def compare(
         Called after every pair.
     storage_options
         As for `open_trace`.
+    sets
+        Compute FID and KID of the pictures of each side against the true ones, too.
 
     Raises
     ------
     InputError
-        If nothing can be paired, or no pair could be read.
+        If nothing can be paired, or no pair could be read; for sets also what `set_distance` raises.
     """
     settings = settings or Settings()
     pairing = pair_traces(a, b, by=by, storage_options=storage_options)
     usable, labels, only, broken = _readable(pairing.pairs, settings, storage_options)
     broken = dict(pairing.broken) | broken
-    collected = _Collected(settings, labels)
+    collected, compared = _Collected(settings, labels), list[Pair]()
+    if sets:
+        PictureSets()  # refuses what is missing before the long part
     with engine() if executor is None else nullcontext(executor) as pool:
         results = _in_order(pool, usable, settings, storage_options)
         for done, (pair, values) in enumerate(zip(usable, results, strict=True), 1):
             if isinstance(values, PairValues):
                 collected.add(pair, values)
+                compared.append(pair)
             else:
                 broken[values[0]] = values[1]
             if progress is not None:
@@ -117,7 +126,12 @@ def compare(
     if not collected.names:
         path, reason = next(iter(broken.items()))
         raise InputError(f"no pair can be compared; {path}: {reason}")
-    return Comparison(collected.dataset(seed), pairing.unpaired, broken, only)
+    distances = {
+        side: set_distance([getattr(pair, side) for pair in compared], storage_options=storage_options)
+        for side in SIDES
+        if sets
+    }
+    return Comparison(collected.dataset(seed), pairing.unpaired, broken, only, distances)
 
 
 def ranked_changes(dataset: xr.Dataset) -> dict[str, list[Change]]:

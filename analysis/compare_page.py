@@ -61,6 +61,9 @@ def compare_page(comparison: Comparison, names: tuple[str, str], *, paired_by: s
         "<h2>Scores</h2>",
         _table(("score", *names, "difference", "low", "high", "pairs", "better"), score_rows(comparison, names)),
     ]
+    if comparison.sets:
+        header, *rows = set_rows(comparison, names)
+        parts += ["<h2>Sets of pictures</h2>", _table(header, rows)]
     changes = ranked_changes(dataset)
     for direction in DIRECTIONS:
         if f"ulam_{direction}_difference" in dataset:
@@ -94,6 +97,14 @@ def score_rows(comparison: Comparison, names: tuple[str, str]) -> list[tuple[str
         rows.append(
             (score, *map(number, numbers), str(int(one["score_pairs"])), "" if better is None else names[better])
         )
+    return rows
+
+
+def set_rows(comparison: Comparison, names: tuple[str, str]) -> list[tuple[str, ...]]:
+    """A header, and for each set its FID, KID, the deviation of that over subsets, and how many pictures it has."""
+    rows: list[tuple[str, ...]] = [("pictures against the true ones", "FID", "KID", "deviation", "pictures")]
+    for name, one in zip(names, comparison.sets.values(), strict=True):
+        rows.append((name, *map(number, (one.fid, one.kid, one.kid_deviation)), str(one.pictures)))
     return rows
 
 

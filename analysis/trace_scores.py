@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from attrace.analysis.levels import compute_together, level_maps, mappable_directions
 from attrace.analysis.maps import ulam
+from attrace.analysis.perceptual import lpips, require_lpips
 from attrace.analysis.places import correspondence_errors
 from attrace.analysis.published import Compat
 from attrace.analysis.scorecard import Scorecard, score_map
@@ -43,6 +44,7 @@ BETTER: Final[Mapping[str, Literal["higher", "lower"] | None]] = {
     "ssim": "higher",
     "psnr_inside": "higher",
     "ssim_inside": "higher",
+    "lpips": "lower",
     "correspondence_error": "lower",
 }
 """Which way of each score is better; None where neither is. `docs/scores.md` has the reasons."""
@@ -78,6 +80,8 @@ class PictureScores:
     """PSNR of the pixels inside the mask; None without one."""
     ssim_inside: float | None = None
     """SSIM inside the mask."""
+    lpips: float | None = None
+    """Learned perceptual image patch similarity; None where it was not asked for."""
 
 
 class Row(NamedTuple):
@@ -134,6 +138,7 @@ def score_trace(
     compat: Compat = None,
     truth: NDArray[np.uint8] | None = None,
     places: ArrayLike | None = None,
+    perceptual: bool = False,
 ) -> TraceScores:
     """Every number of a trace, from one pass over its data.
 
@@ -154,12 +159,16 @@ def score_trace(
         The true picture, uint8 (row, column, channel); by default the picture `truth` of the trace, if there is one.
     places
         True places as for `places_on_grid`.
+    perceptual
+        Compute LPIPS of the picture and the true one, too.
 
     Raises
     ------
     InputError
-        If the trace has no map, or a mask, picture or place does not fit it.
+        If the trace has no map, a mask, picture or place does not fit it, or what `lpips` needs is missing.
     """
+    if perceptual:
+        require_lpips()
     maps: dict[str, xr.DataArray] = {}
     directions = tuple(one for one in DIRECTIONS if one in masks or one in mappable_directions(trace))
     for direction in directions:
@@ -179,7 +188,7 @@ def score_trace(
     return TraceScores(
         cards,
         {direction: score_maps(_levels_of(computed, direction)) for direction in directions},
-        score_picture(trace, truth, masks.get("r2g")),
+        score_picture(trace, truth, masks.get("r2g"), perceptual=perceptual),
         {} if places is None else correspondence_errors(trace, places),
     )
 
@@ -213,7 +222,11 @@ def score_maps(maps: Mapping[Level, xr.DataArray]) -> MapScores:
 
 
 def score_picture(
-    trace: Trace, truth: NDArray[np.uint8] | None = None, mask: NDArray[Any] | None = None
+    trace: Trace,
+    truth: NDArray[np.uint8] | None = None,
+    mask: NDArray[Any] | None = None,
+    *,
+    perceptual: bool = False,
 ) -> PictureScores | None:
     """How near the generated picture of a trace is to the true one; None where there is no true one.
 
@@ -225,14 +238,19 @@ def score_picture(
         The true picture; by default `truth` of the trace.
     mask
         (row, column) over the picture, of any resolution; pixels that it covers by more than half are inside.
+    perceptual
+        Compute LPIPS, too.
 
     Raises
     ------
     InputError
-        If a truth is given and the trace has no generated picture, or one of another shape.
+        If a truth is given and the trace has no generated picture, or one of another shape; if LPIPS is asked for and
+        there is no truth, or what it needs is missing.
     """
     if truth is None:
         if not {"truth", "generated"} <= set(trace.images):
+            if perceptual:
+                raise InputError(f"trace {trace.path}: LPIPS needs its generated picture and a true one (--truth)")
             return None
         truth = trace.images["truth"].values
     elif "generated" not in trace.images:
@@ -246,6 +264,7 @@ def score_picture(
         _ssim(generated, truth, None),
         None if inside is None else psnr(generated, truth, mask=inside),
         None if inside is None else _ssim(generated, truth, inside),
+        lpips(generated, truth) if perceptual else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,11 @@ if TYPE_CHECKING:
 @click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap.")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Changes of each kind to print.")
+@click.option(
+    "--sets",
+    is_flag=True,
+    help="FID and KID of the pictures of A and of B, too: needs attrace[perceptual] and its weights.",
+)
 @click.option("--scheduler", metavar="ADDRESS", help="Address of a Dask cluster, such as tcp://host:8786.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with tables and maps, too.")
 @overwrite_option
@@ -65,6 +71,7 @@ def compare(
     branch: str | None,
     seed: int,
     top: int,
+    sets: bool,
     scheduler: str | None,
     html: Path | None,
     overwrite: bool,
@@ -91,7 +98,7 @@ def compare(
         check_output(html, overwrite=overwrite)
     settings = Settings(size, groups, bool(density), layers=layers, context=context, branch=branch)
     with chunk_progress("pairs") as progress, engine(scheduler) as pool:
-        made = compare_traces(a, b, by=pair, settings=settings, executor=pool, seed=seed, progress=progress)
+        made = compare_traces(a, b, by=pair, settings=settings, executor=pool, seed=seed, progress=progress, sets=sets)
     called = names or (a, b)
     if html is not None:
         _write_page(made, called, pair, html)
@@ -142,6 +149,7 @@ def _as_json(made: Comparison, names: tuple[str, str]) -> dict[str, Any]:
         "pairs": dataset["pair"].values.tolist(),
         "scores": scores,
         "changes": changes,
+        "sets": {side: asdict(distance) for side, distance in made.sets.items()},
         "unpaired": dict(made.unpaired),
         "broken": dict(made.broken),
         "only": {side: list(layers) for side, layers in made.only.items()},
@@ -161,11 +169,14 @@ def _print_csv(made: Comparison) -> None:
 
 def _print(made: Comparison, names: tuple[str, str], top: int) -> None:
     from attrace.analysis.compare import ranked_changes
-    from attrace.analysis.compare_page import score_rows
+    from attrace.analysis.compare_page import score_rows, set_rows
 
     say(f"{made.dataset.sizes['pair']} pairs; differences are {names[1]} - {names[0]}")
     header = ["score", *names, "difference", "low", "high", "pairs", "better"]
     print_table([header, *score_rows(made, names)], right=range(1, 7))
+    if made.sets:
+        click.echo()
+        print_table(set_rows(made, names), right=range(1, 5))
     for score, ranked in ranked_changes(made.dataset).items():
         click.echo()
         print_table(_change_rows(score, ranked[:top]), right=(1, 2, 3))

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     metavar="mask|BOX|FILE.npy",
     help="Where the whole reference was laid, or true places: scores the correspondence of every layer.",
 )
+@click.option("--lpips", is_flag=True, help="Compute LPIPS, too: needs attrace[perceptual] and its weights.")
 @click.option("--compat", type=click.Choice(("i2am",)), help="Show IMACS as the published code computes it, too.")
 @click.option("--groups", type=click.IntRange(min=1), help="Groups of steps for the drift; 5 by default.")
 @size_option
@@ -56,6 +57,7 @@ def score(
     reference_mask: str | None,
     truth: str | None,
     places: str | None,
+    lpips: bool,
     compat: str | None,
     groups: int | None,
     size: tuple[int, int] | None,
@@ -69,8 +71,9 @@ def score(
     With a mask: IMACS (mean inside - 3 x mean outside, at best 1), the share of attention inside and the share of the
     picture that the mask covers, the box around the strongest region and its overlap (IoU) with the mask's box.
     Always: entropy of the unified map and its effective tokens (cells that an even map of the same entropy has),
-    agreement of heads and of layers, drift over the steps. With a true picture: PSNR and SSIM. With --places: how far
-    each layer looks from the true place. docs/scores.md says what each means and when it misleads.
+    agreement of heads and of layers, drift over the steps. With a true picture: PSNR and SSIM, and LPIPS where asked.
+    With --places: how far each layer looks from the true place. docs/scores.md says what each means and when it
+    misleads.
 
     Boxes are top,left,bottom,right in pixels of the mask; --places takes one in pixels of the generated picture. A
     .npy file for --places holds (row, column, 2): for each pixel its row and column in the reference, as shares of
@@ -100,6 +103,7 @@ def score(
             groups=groups,
             truth=true_picture,
             places=true_places,
+            perceptual=lpips,
         )
     if as_json:
         print_json(scores_as_json(scores))

@@ -126,8 +126,10 @@ def _print_picture(picture: dict[str, float | None]) -> None:
             similarity = picture["ssim" + suffix]
             shown = "needs attrace[quality]" if similarity is None else _number(similarity, 3)
             rows.append([name, _number(picture["psnr" + suffix], 2), shown])
+    if picture["lpips"] is not None:
+        rows = [[*row, last] for row, last in zip(rows, ("LPIPS", _number(picture["lpips"], 4), ""), strict=False)]
     click.echo()
-    print_table(rows, right=(1, 2))
+    print_table(rows, right=(1, 2, 3))
 
 
 def _number(value: float | None, digits: int) -> str:

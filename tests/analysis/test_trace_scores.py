@@ -99,4 +99,4 @@ def test_every_number_is_a_row_that_says_which_way_is_better(tmp_path: Path) -> 
     assert len(found) == len(rows)
     assert found["psnr", "generated"].value == math.inf
     assert found["correspondence_error", "up.0.attn2"].better == "lower"
-    assert {row.score for row in rows} | {"ssim", "ssim_inside"} == set(BETTER)
+    assert {row.score for row in rows} | {"ssim", "ssim_inside", "lpips"} == set(BETTER)

@@ -157,6 +157,29 @@ def test_score_compares_the_picture_with_the_truth(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("trace")
+def test_score_says_what_lpips_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "attrace.analysis.perceptual.find_spec", lambda name: None if name == "torchvision" else "there"
+    )
+    result = run("score", "run.zarr", "--lpips")
+    assert result.exit_code == 2
+    assert 'torchvision must be installed for LPIPS: pip install "attrace[perceptual]"' in result.stderr
+    assert result.stdout == ""
+
+
+def test_score_prints_lpips_beside_the_others(run: Run, trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attrace.analysis.trace_scores.require_lpips", lambda: None)
+    monkeypatch.setattr("attrace.analysis.trace_scores.lpips", lambda *_: 0.125)
+    PIL.Image.fromarray(open_trace(trace).images["generated"].values).save("truth.png")
+    lines = run("score", "run.zarr", "--truth", "truth.png", "--lpips").stdout.splitlines()
+    whole = next(line for line in lines if line.startswith("whole"))
+    assert whole.split() == ["whole", "inf", "1.000", "0.1250"]
+    assert next(line for line in lines if line.startswith("inside the mask")).split()[-1] == "1.000"
+    told = json.loads(run("score", "run.zarr", "--truth", "truth.png", "--lpips", "--json").stdout)
+    assert told["picture"]["lpips"] == 0.125
+
+
+@pytest.mark.usefixtures("trace")
 def test_score_measures_correspondence_where_the_places_are_known(run: Run) -> None:
     by_mask = json.loads(succeeded(run("score", "run.zarr", "--places", "mask", "--json")))["correspondence_error"]
     by_box = json.loads(succeeded(run("score", "run.zarr", "--places", "8,4,24,20", "--json")))["correspondence_error"]
