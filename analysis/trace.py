@@ -15,7 +15,7 @@ from attrace.analysis.selecting import Layers, Numbers, match_layers, pick_numbe
 from attrace.analysis.store import StoredTrace, open_store
 from attrace.analysis.weights import of_one_picture, pictures_in
 from attrace.schemas import Manifest, SelectionError, SiteClass, Status
-from attrace.schemas.layout import IMAGE_NAMES, IMAGES, TIME, TIMESTEP
+from attrace.schemas.layout import IMAGE_NAMES, IMAGES, TIME, TIMESTEP, reference_name
 from attrace.schemas.words import CONTEXTS
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Trace:
     @property
     def reference_name(self) -> str:
         """Name in `images` of the picture that the keys are patches of: `reference`, then `reference-1` and so on."""
-        return f"reference-{self.picture}" if self.picture else "reference"
+        return reference_name(self.picture or 0)
 
     @property
     def image_shapes(self) -> Mapping[str, tuple[int, ...]]:

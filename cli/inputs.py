@@ -21,29 +21,30 @@ def read_inputs(options: Sequence[str]) -> dict[str, Any]:
     Raises
     ------
     click.BadParameter
-        If a text has no name, a name comes twice, or a picture cannot be read.
+        If a text has no name, a name that is not of pictures comes twice, or a picture cannot be read.
     """
-    inputs: dict[str, Any] = {}
-    for option in options:
-        name, text = split_input(option)
-        if name in inputs:
-            raise click.BadParameter(f"{name} is given twice", param_hint="--input")
-        inputs[name] = _value(text, f"--input {name}")
-    return inputs
+    texts = texts_by_name(options)
+    return {name: _value(text, f"--input {name}") for name, text in texts.items()}
 
 
-def split_input(option: str) -> tuple[str, str]:
-    """Name and value of an `--input`, as they stand there.
+def texts_by_name(options: Sequence[str]) -> dict[str, str | list[str]]:
+    """The values of `--input` as they stand there; a list where several pictures have one name.
 
     Raises
     ------
     click.BadParameter
-        If it has no name.
+        If one has no name, or a name that is not of pictures comes twice.
     """
-    name, equals, text = option.partition("=")
-    if not equals or not name.isidentifier():
-        raise click.BadParameter(f"expected NAME=VALUE or NAME=@PICTURE, found {option!r}", param_hint="--input")
-    return name, text
+    found: dict[str, list[str]] = {}
+    for option in options:
+        name, text = _split(option)
+        found.setdefault(name, []).append(text)
+    for name, texts in found.items():
+        if len(texts) > 1 and not all(text.startswith("@") for text in texts):
+            raise click.BadParameter(
+                f"{name} is given twice: only pictures, such as {name}=@photo.png, make a list", param_hint="--input"
+            )
+    return {name: texts if len(texts) > 1 else texts[0] for name, texts in found.items()}
 
 
 def stored_picture(option: str | None, inputs: dict[str, Any], hint: str) -> Any:
@@ -73,10 +74,19 @@ def read_mask(file: str, hint: str) -> NDArray[np.bool_]:
     return np.asarray(read_picture(Path(file), hint).convert("L")) > 127
 
 
-def _value(text: str, hint: str) -> Any:
+def _value(text: str | list[str], hint: str) -> Any:
+    if isinstance(text, list):
+        return [_value(one, hint) for one in text]
     if text.startswith("@"):
         return read_picture(Path(text[1:]), hint)
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def _split(option: str) -> tuple[str, str]:
+    name, equals, text = option.partition("=")
+    if not equals or not name.isidentifier():
+        raise click.BadParameter(f"expected NAME=VALUE or NAME=@PICTURE, found {option!r}", param_hint="--input")
+    return name, text

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from attrace.cli.errors import Failure
-from attrace.cli.inputs import split_input
+from attrace.cli.inputs import texts_by_name
 from attrace.cli.output import bytes_text, print_json, say
 
 if TYPE_CHECKING:
@@ -36,21 +36,22 @@ def read_list(
     from attrace.recorder.joblist import read_jobs
 
     defaults: dict[str, Any] = {name: value for name, value in members.items() if value is not None}
-    defaults["inputs"] = dict(_default_input(option) for option in inputs)
+    defaults["inputs"] = {name: _default_input(text) for name, text in texts_by_name(inputs).items()}
     for name in STORED_AS:
         if name in defaults and Path(defaults[name].removeprefix("@")).is_file():
             defaults[name] = str(Path(defaults[name].removeprefix("@")).absolute())
     return read_jobs(path, folder, defaults)
 
 
-def _default_input(option: str) -> tuple[str, Any]:
-    name, text = split_input(option)
+def _default_input(text: str | list[str]) -> Any:
+    if isinstance(text, list):
+        return [_default_input(one) for one in text]
     if text.startswith("@"):
-        return name, f"@{Path(text[1:]).absolute()}"
+        return f"@{Path(text[1:]).absolute()}"
     try:
-        return name, json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError:
-        return name, text
+        return text
 
 
 def record_list(load: Callable[[], Any], jobs: tuple[Job, ...], options: dict[str, Any], *, as_json: bool) -> None:

@@ -38,7 +38,13 @@ from attrace.cli.recording import recording_arguments, recording_options
 @click.option(
     "--ip-adapter-weights", metavar="FILE", help="The file in it, such as models/ip-adapter_sd15.safetensors."
 )
-@click.option("--input", "inputs", multiple=True, metavar="NAME=VALUE", help="Argument: JSON, text, or @picture file.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Argument: JSON, text, or @picture file; several of one name make a list.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="num_inference_steps of the pipeline.")
 @click.option("--seed", type=int, help="Seed of the noise, kept in the trace.")
 @click.option("--device", default="cpu", show_default=True, help="Device of torch: cpu, cuda, cuda:1.")

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with record(
         pipeline,
         given.output,
-        reference=references[0] if references else None,
+        reference=references or None,
         seed=0,
         tokens=token_texts(pipeline, given.prompt),
         layers=given.layers,

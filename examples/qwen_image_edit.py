@@ -40,14 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with record(
         pipeline,
         given.output,
-        reference=references[0],
+        reference=references,
         seed=0,
         layers=given.layers,
         steps=slice(0, None, given.every),
         limit_bytes=int(given.limit),
     ) as recording:
-        for number, reference in enumerate(references[1:], start=1):
-            recording.images[f"reference-{number}"] = reference
         recording.images["generated"] = pipeline(
             image=references,
             prompt=given.prompt,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from attrace.recorder.store import as_image
 from attrace.schemas import InputError
+from attrace.schemas.layout import REFERENCE, reference_name
 
 Picture = NDArray[np.uint8]
 
@@ -22,8 +23,9 @@ class Images(MutableMapping[str, Any]):
     """Pictures by name, for every sample of a batch.
 
     A picture is a PIL image or an array: uint8, bool, or float in [0, 1]; (row, column) or (row, column, channel). A
-    list or tuple holds one for each sample; anything else is the same for all of them. `generated`, `reference`,
-    `input` and `mask` have a meaning; other names are kept.
+    list or tuple holds one for each sample; anything else is the same for all of them. Of a single sample, a list given
+    for `reference` holds all references of the model at once: `reference`, `reference-1` and so on. `generated`,
+    `reference`, `input` and `mask` have a meaning; other names are kept.
 
     Parameters
     ----------
@@ -39,6 +41,10 @@ class Images(MutableMapping[str, Any]):
         if not name or "/" in name or name.startswith((".", "__")):
             raise InputError(f"image name {name!r}: expected a plain name, such as 'generated'")
         pictures = list(picture) if isinstance(picture, list | tuple) else [picture] * self._samples
+        if name == REFERENCE and self._samples == 1:
+            for number, other in enumerate(pictures[1:], start=1):
+                self[reference_name(number)] = other
+            pictures = pictures[:1]
         if len(pictures) != self._samples:
             raise InputError(f"image {name!r}: found {len(pictures)} pictures for {self._samples} samples")
         images = tuple(_as_mask(one) if name == "mask" else as_image(one, name) for one in pictures)

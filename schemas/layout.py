@@ -20,6 +20,7 @@ MANIFEST_ATTRIBUTE: Final = "attrace"
 """Attribute of the root group that holds the manifest."""
 
 IMAGES: Final = "images"
+REFERENCE: Final = "reference"
 """Group of the pictures; one uint8 array (row, column, channel) or (row, column) each."""
 
 IMAGE_NAMES: Final = ("generated", "reference", "input", "mask")
@@ -116,6 +117,11 @@ def derived_arrays(site_class: SiteClass, steps: int) -> tuple[ArraySpec, ...]:
         _array(name, "float32", {dim: lengths[dim] for dim in ("time", "layer", "head", token)}, chunks)
         for name, token in (("r2g", "query"), ("g2r", "key"))
     )
+
+
+def reference_name(number: int) -> str:
+    """Name in `images` of a picture that keys are patches of, counted from 0: `reference`, `reference-1` and so on."""
+    return f"{REFERENCE}-{number}" if number else REFERENCE
 
 
 def chunk_key(index: Iterable[int]) -> str:

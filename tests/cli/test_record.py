@@ -173,7 +173,7 @@ def test_a_profile_and_another_network_are_named(run: Run, tmp_path: Path) -> No
     [
         (("--input", "strength=1"), "takes no argument 'strength'"),
         (("--input", "guidance_scal=1"), "did you mean guidance_scale?"),
-        (("--input", "image=@scene.png"), "image is given twice"),
+        (("--input", "guidance_scale=2", "--input", "guidance_scale=3"), "guidance_scale is given twice"),
         (("--input", "=3"), "expected NAME=VALUE"),
         (("--input", "prompt"), "expected NAME=VALUE"),
         (("--input", "extra=@none.png"), "there is no file none.png"),

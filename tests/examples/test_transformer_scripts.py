@@ -193,11 +193,16 @@ class TestCommandLine:
         assert {one.context for one in manifest.classes} == {"reference", "text"}
 
     @pytest.mark.supports("Qwen-Image-Edit, Edit Plus")
-    def test_qwen_image_edit(self, picture: str, qwen: Any, tmp_path: Path) -> None:
-        options = ["--class", "QwenImageEditPlusPipeline"]
-        manifest = run_command(qwen, tmp_path, *options, image=f"@{picture}")
+    @pytest.mark.parametrize("pictures", [1, 2])
+    def test_qwen_image_edit(self, pictures: int, picture: str, qwen: Any, tmp_path: Path) -> None:
+        options = ["--class", "QwenImageEditPlusPipeline", "--reference", "image"]
+        more = [f"--input=image=@{picture}"] * (pictures - 1)
+        manifest = run_command(qwen, tmp_path, *options, *more, image=f"@{picture}")
         assert manifest.capture["profile"] == "qwen-image-edit"
-        assert {one.context for one in manifest.classes} == {"reference"}
+        (one,) = manifest.classes
+        assert (one.context, [part.grid for part in one.key_segments]) == ("reference", [(2, 3)] * pictures)
+        kept = {path.name for path in (tmp_path / "run.zarr" / "images").iterdir() if path.is_dir()}
+        assert kept == {"generated", "reference", "reference-1"} - ({"reference-1"} if pictures == 1 else set())
 
 
 @pytest.mark.supports("Replaced keys (MasaCtrl)")

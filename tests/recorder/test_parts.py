@@ -291,6 +291,16 @@ class TestImages:
         with pytest.raises(InputError, match="3 pictures for 2 samples"):
             images["generated"] = [first] * 3
 
+    def test_several_references_of_one_sample(self) -> None:
+        first, second = np.zeros((2, 3), np.uint8), np.ones((4, 3), np.uint8)
+        images = Images()
+        images["reference"] = [first, second]
+        assert set(images) == {"reference", "reference-1"}
+        np.testing.assert_array_equal(images.of(0)["reference"], first)
+        np.testing.assert_array_equal(images.of(0)["reference-1"], second)
+        with pytest.raises(InputError, match="2 pictures for 1 samples"):
+            images["generated"] = [first, second]
+
     @pytest.mark.parametrize("name", ["", "a/b", "..", "__x"])
     def test_names_that_are_no_names(self, name: str) -> None:
         with pytest.raises(InputError, match="plain name"):
