@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
+from collections import UserDict
+from importlib import import_module
+from typing import Any, Final
 
 import click
 
-from attrace.cli.aggregate import aggregate
-from attrace.cli.compare import compare
-from attrace.cli.demo import demo
-from attrace.cli.diff import diff
 from attrace.cli.errors import as_failure
-from attrace.cli.export_trace import export
-from attrace.cli.faithfulness import faithfulness
-from attrace.cli.info import info
-from attrace.cli.maps import maps
 from attrace.cli.options import examples
-from attrace.cli.pack import pack, unpack
-from attrace.cli.plot import plot
-from attrace.cli.precompute import precompute
-from attrace.cli.record import record
-from attrace.cli.repair import repair
-from attrace.cli.report import report
-from attrace.cli.score import score
-from attrace.cli.sram import sram
-from attrace.cli.transfer import pull, push
-from attrace.cli.verify import verify
+
+_MODULE_OF: Final = {
+    "demo": "demo",
+    "record": "record",
+    "info": "info",
+    "verify": "verify",
+    "diff": "diff",
+    "repair": "repair",
+    "maps": "maps",
+    "sram": "sram",
+    "plot": "plot",
+    "report": "report",
+    "score": "score",
+    "precompute": "precompute",
+    "aggregate": "aggregate",
+    "compare": "compare",
+    "faithfulness": "faithfulness",
+    "pack": "pack",
+    "unpack": "pack",
+    "export": "export_trace",
+    "push": "transfer",
+    "pull": "transfer",
+}
+"""Every command, and the module of this folder that it is in."""
+
+
+class _Commands(UserDict[str, Any]):
+    """The commands by name, each imported when it is asked for: together they take longer than what most do."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        command: click.Command = getattr(import_module(f"attrace.cli.{self.data[name]}"), name)
+        return command
 
 
 class AttraceGroup(click.Group):
@@ -51,6 +67,7 @@ class AttraceGroup(click.Group):
 
 @click.group(
     cls=AttraceGroup,
+    commands=_Commands(_MODULE_OF),
     epilog=examples("attrace demo -o demo"),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -61,28 +78,3 @@ def main(debug: bool) -> None:
 
     Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failure, 2 wrong usage, 3 invalid trace.
     """
-
-
-for _command in (
-    demo,
-    record,
-    info,
-    verify,
-    diff,
-    repair,
-    maps,
-    sram,
-    plot,
-    report,
-    score,
-    precompute,
-    aggregate,
-    compare,
-    faithfulness,
-    pack,
-    unpack,
-    export,
-    push,
-    pull,
-):
-    main.add_command(_command)

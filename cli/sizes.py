@@ -33,14 +33,17 @@ def _files(trace: Trace) -> Iterable[tuple[str, int]] | None:
     local = Path(trace.path.removeprefix("file://")).expanduser()
     if not local.exists():
         return None
-    return _files_of_zip(local) if local.is_file() else _files_of_folder(local)
+    return _files_of_zip(local) if local.is_file() else _files_of_folder(str(local))
 
 
-def _files_of_folder(root: Path) -> Iterator[tuple[str, int]]:
-    for folder, _, names in os.walk(root):
-        for name in names:
-            file = Path(folder, name)
-            yield file.relative_to(root).as_posix(), file.stat().st_size
+def _files_of_folder(root: str, below: str = "") -> Iterator[tuple[str, int]]:
+    # not by os.walk and Path: with some thousand chunks they take longer than all else of `attrace info`
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files_of_folder(entry.path, f"{below}{entry.name}/")
+            else:
+                yield f"{below}{entry.name}", entry.stat(follow_symlinks=False).st_size
 
 
 def _files_of_zip(path: Path) -> Iterator[tuple[str, int]]:

@@ -73,7 +73,7 @@ JsonObject = Annotated[dict[str, JsonValue], BeforeValidator(_without_nonfinite)
 class _Model(BaseModel):
     """Unknown members are kept: a newer minor version may add some."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
 
 

@@ -89,6 +89,18 @@ print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
     assert done.stdout.strip() == "[]"
 
 
+def test_a_command_loads_no_other() -> None:
+    code = """
+import sys
+from click.testing import CliRunner
+from attrace.cli import main
+assert CliRunner().invoke(main, ["info", "-h"]).exit_code == 0
+print(*(name for name in main.commands if name in {module.rpartition(".")[2] for module in sys.modules}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["info"]
+
+
 def test_info_loads_what_metadata_takes(trace: Path) -> None:
     code = """
 import sys
