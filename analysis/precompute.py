@@ -15,7 +15,7 @@ from attrace.analysis.derived import open_derived
 from attrace.analysis.kernel import require_device
 from attrace.analysis.marginals import all_marginals
 from attrace.analysis.source import require_scores
-from attrace.analysis.store import reopen
+from attrace.analysis.store import reopen, require_folder_here
 from attrace.analysis.trace import Trace, open_trace, trace_of
 from attrace.schemas import InputError, SiteClass, derived_arrays
 from attrace.schemas.durable import sync_tree
@@ -31,7 +31,7 @@ def precompute(trace: Trace | str | Path, *, overwrite: bool = False, device: st
     Parameters
     ----------
     trace
-        The trace, or where it lies; a folder, or another store that can be written.
+        The trace, or where it lies: a folder, or a store of Zarr that can be written.
     overwrite
         Compute also what is there and up to date, and not only what is missing or covers other steps.
     device
@@ -45,8 +45,8 @@ def precompute(trace: Trace | str | Path, *, overwrite: bool = False, device: st
     Raises
     ------
     InputError
-        If the store cannot be written: a `.zip`, say; if the trace is a copy without scores; or if there is no such
-        device.
+        If the store cannot be written: a `.zip`, or one at an address; if the trace is a copy without scores; or if
+        there is no such device.
     ImportError
         If a device is given and torch is not installed.
 
@@ -65,6 +65,7 @@ def precompute(trace: Trace | str | Path, *, overwrite: bool = False, device: st
     if not wanted or whole.steps == 0:
         return whole
     require_scores(whole.stored)
+    require_folder_here(whole.path, "precompute")
     root = _writable_root(whole)
     consolidated = whole.stored.root.metadata.consolidated_metadata is not None
     _withdraw(root, wanted, consolidated)

@@ -8,7 +8,7 @@ from pathlib import Path
 import zarr
 
 from attrace.analysis.folder import TraceFolder
-from attrace.analysis.store import StoredTrace, format_errors, open_store, unconsolidated
+from attrace.analysis.store import StoredTrace, format_errors, open_store, require_folder_here, unconsolidated
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError
 from attrace.schemas.durable import sync_tree
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS, MANIFEST_ATTRIBUTE
@@ -42,6 +42,7 @@ def repair(source: str | Path, target: str | Path | None = None) -> int:
     TraceExistsError
         If something is at `target`.
     """
+    require_folder_here(source, "repair")
     path = Path(source)
     if not path.is_dir() and path.exists():
         raise InputError(f"{path}: expected a folder; unpack a packed trace first")

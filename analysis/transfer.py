@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from attrace.analysis.entries import checked_name
 from attrace.analysis.limits import Limits, variable
-from attrace.analysis.store import OBSTORE_SCHEMES, open_store
+from attrace.analysis.remote_files import (
+    BLOCK_BYTES,
+    ROOT,
+    Progress,
+    RemoteFiles,
+    Transferred,
+    files_root_last,
+    send_missing,
+)
+from attrace.analysis.store import open_store
 from attrace.analysis.verify import verify
-from attrace.analysis.webdav import WEB_SCHEMES, webdav_files
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError, TraceNotFoundError
-
-Progress = Callable[[int, int], None]
-"""Called with the number of files done so far and the number of all."""
-
-BLOCK_BYTES: Final = 2**26
-"""What is read of a file at a time."""
-
-_ROOT: Final = "zarr.json"
-
-
-@dataclass(frozen=True)
-class Transferred:
-    """What a transfer did."""
-
-    files: int
-    """Files of the trace."""
-    sent: int
-    """Those that were copied; the others were there."""
-    bytes_sent: int
-    """Their length."""
 
 
 def push(
@@ -75,17 +62,8 @@ def push(
     open_store(source)
     if source.is_file() != url.endswith(".zip"):
         raise InputError(f"{url}: expected an address that ends in .zip exactly where the trace is a packed one")
-    filesystem, target = _filesystem(url, storage_options)
-    files = [""] if source.is_file() else _files_root_last(source)
-    sent = size = 0
-    for number, name in enumerate(files, start=1):
-        local, remote = (source / name, f"{target}/{name}") if name else (source, target)
-        if not _is_there(filesystem, remote, local):
-            _send(filesystem, remote, local)
-            sent, size = sent + 1, size + local.stat().st_size
-        if progress is not None:
-            progress(number, len(files))
-    return Transferred(len(files), sent, size)
+    names = [""] if source.is_file() else files_root_last(source)
+    return send_missing(source, names, RemoteFiles.at(url, storage_options), progress=progress)
 
 
 def pull(
@@ -138,49 +116,6 @@ def pull(
     return Transferred(len(sizes), sent, size)
 
 
-def _filesystem(url: str, storage_options: Mapping[str, Any] | None) -> tuple[Any, str]:
-    """A file system of fsspec, or what works like one, and the path in it: obstore's where it has one."""
-    scheme = url.partition("://")[0]
-    try:
-        if scheme in WEB_SCHEMES:
-            return webdav_files(url, storage_options)
-        if scheme in OBSTORE_SCHEMES:
-            import obstore.fsspec  # optional: only addresses need it
-
-            store: Any = obstore.fsspec.FsspecStore
-            return store(scheme, **(storage_options or {})), url.partition("://")[2].rstrip("/")
-        from fsspec.core import url_to_fs
-
-        filesystem, path = url_to_fs(url, **(storage_options or {}))
-    except ImportError as error:
-        raise ImportError(f"{url} needs {error.name}: pip install 'attrace[cluster]', or its client") from error
-    return filesystem, str(path).rstrip("/")
-
-
-def _files_root_last(folder: Path) -> list[str]:
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    kept = (name for name in names if not name.endswith(".partial"))
-    return sorted(kept, key=lambda name: (name == _ROOT, name))
-
-
-def _is_there(filesystem: Any, remote: str, local: Path) -> bool:
-    try:
-        size = filesystem.info(remote)["size"]
-    except FileNotFoundError:
-        return False
-    return size == local.stat().st_size and _digest(_remote_blocks(filesystem, remote, size)) == _digest_of(local)
-
-
-def _send(filesystem: Any, remote: str, local: Path) -> None:
-    parent = remote.rpartition("/")[0]
-    if parent:
-        filesystem.makedirs(parent, exist_ok=True)
-    filesystem.put_file(str(local), remote)
-    filesystem.invalidate_cache()
-    if not _is_there(filesystem, remote, local):
-        raise OSError(f"{remote}: what arrived is not what was sent; push again")
-
-
 class _Source(Protocol):
     """Where a trace is pulled from."""
 
@@ -195,31 +130,27 @@ class _Source(Protocol):
 
 
 @dataclass(frozen=True)
-class _FsspecFiles:
-    """A packed trace, or the files of a folder, that a file system of fsspec lists."""
+class _ListedFiles:
+    """A packed trace, or the files of a folder, that a file system lists."""
 
     url: str
-    filesystem: Any
-    path: str
+    remote: RemoteFiles
 
     def sizes(self) -> dict[str, int]:
-        try:
-            if self.url.endswith(".zip"):
-                return {"": int(self.filesystem.info(self.path)["size"])}
-            found = self.filesystem.find(self.path, detail=True)
-        except FileNotFoundError as error:
-            raise TraceNotFoundError(f"no trace at {self.url}: there is nothing; check the address") from error
-        return {str(path).removeprefix(self.path).strip("/"): int(one["size"]) for path, one in found.items()}
+        if self.url.endswith(".zip"):
+            size = self.remote.size("")
+            sizes = {} if size is None else {"": size}
+        else:
+            sizes = self.remote.sizes()
+        if not sizes:
+            raise TraceNotFoundError(f"no trace at {self.url}: there is nothing; check the address")
+        return sizes
 
     def blocks(self, name: str, begin: int) -> Iterator[bytes]:
-        path = self._path(name)
-        return _remote_blocks(self.filesystem, path, int(self.filesystem.info(path)["size"]), begin)
+        return self.remote.blocks(name, self.remote.size(name) or 0, begin)
 
     def can_go_on(self, name: str) -> bool:  # noqa: ARG002
         return True
-
-    def _path(self, name: str) -> str:
-        return f"{self.path}/{name}" if name else self.path
 
 
 def _source(url: str, storage_options: Mapping[str, Any] | None) -> _Source:
@@ -227,7 +158,7 @@ def _source(url: str, storage_options: Mapping[str, Any] | None) -> _Source:
         from attrace.analysis.web_files import WebFiles  # needs obstore
 
         return WebFiles(url.rstrip("/"), storage_options or {}, BLOCK_BYTES)
-    return _FsspecFiles(url, *_filesystem(url, storage_options))
+    return _ListedFiles(url, RemoteFiles.at(url, storage_options))
 
 
 def _checked(sizes: dict[str, int], url: str) -> dict[str, int]:
@@ -241,8 +172,8 @@ def _checked(sizes: dict[str, int], url: str) -> dict[str, int]:
         )
     for name, size in sizes.items():
         limits.check_file(checked_name(name, url), size, f"{url}/{name}")
-    if _ROOT not in sizes:
-        raise TraceNotFoundError(f"no trace at {url}: expected a file {_ROOT} there, found none; check the address")
+    if ROOT not in sizes:
+        raise TraceNotFoundError(f"no trace at {url}: expected a file {ROOT} there, found none; check the address")
     return sizes
 
 
@@ -261,27 +192,6 @@ def _fetch(source: _Source, name: str, local: Path, length: int) -> None:
         os.fsync(file.fileno())
     if local.stat().st_size != length:
         raise OSError(f"{name or local.name}: expected {length} bytes, {local.stat().st_size} came; pull again")
-
-
-def _remote_blocks(filesystem: Any, remote: str, length: int, begin: int = 0) -> Iterator[bytes]:
-    """The bytes of a remote file from a place on; a small one in one request without a range."""
-    if begin == 0 and length <= BLOCK_BYTES:
-        yield filesystem.cat_file(remote)
-        return
-    for start in range(begin, length, BLOCK_BYTES):
-        yield filesystem.cat_file(remote, start=start, end=min(length, start + BLOCK_BYTES))
-
-
-def _digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(blocks: Iterator[bytes]) -> str:
-    digest = hashlib.sha256()
-    for block in blocks:
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _require_sound(partial: Path, url: str) -> None:

@@ -15,7 +15,7 @@ WEB_SCHEMES: Final = ("http", "https")
 
 
 class WebDAVFiles:
-    """Files of a server by their path on it, with the methods of fsspec that `push` uses, and a listing.
+    """Files of a server by their path on it, with the methods of fsspec that sending files uses.
 
     Parameters
     ----------
@@ -52,6 +52,14 @@ class WebDAVFiles:
             found = obstore.list_with_delimiter(self._store, path)
         return [str(one) for one in found["common_prefixes"]], [str(one["path"]) for one in found["objects"]]
 
+    def find(self, path: str, *, detail: bool) -> dict[str, dict[str, Any]]:  # noqa: ARG002
+        """Metadata of the files in a folder, at any depth, by path; none where there is no folder."""
+        import obstore
+
+        with self._errors("listed", path, "only a WebDAV server lists folders"):
+            found = [one for some in obstore.list(self._store, path) for one in some]
+        return {str(one["path"]): dict(one) for one in found}
+
     def makedirs(self, path: str, *, exist_ok: bool) -> None:
         """Do nothing: writing a file makes its folders."""
 
@@ -61,6 +69,13 @@ class WebDAVFiles:
 
         with self._errors("written", path, "expected a WebDAV server that lets you write"):
             obstore.put(self._store, path, Path(local))
+
+    def rm_file(self, path: str) -> None:
+        """Remove a file."""
+        import obstore
+
+        with self._errors("removed", path):
+            obstore.delete(self._store, path)
 
     def invalidate_cache(self) -> None:
         """Do nothing: nothing is remembered."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from attrace.cli.destination import MARK, Destination
 from attrace.cli.errors import Failure
-from attrace.cli.export import MARK, is_ours, write_beside
-from attrace.cli.options import CONTEXTS, density_option, examples, json_option, overwrite_option, size
-from attrace.cli.output import check_output, chunk_progress, print_json, print_table, say
+from attrace.cli.options import CONTEXTS, LocalPath, density_option, examples, json_option, overwrite_option, size
+from attrace.cli.output import chunk_progress, print_json, print_table, say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,7 +30,7 @@ SUFFIXES = (".zarr", ".csv", ".parquet")
 )
 @click.argument("sources", metavar="SOURCES...", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="A .zarr, .csv or .parquet file to write."
+    "-o", "--output", metavar="PATH", required=True, help="A .zarr, .csv or .parquet file to write; may be an address."
 )
 @click.option(
     "--size", type=size, metavar="ROWSxCOLUMNS", default="32x32", show_default=True, help="Rows and columns of maps."
@@ -48,12 +48,18 @@ SUFFIXES = (".zarr", ".csv", ".parquet")
 @click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are.")
 @click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option(
+    "--parts",
+    type=LocalPath(),
+    metavar="DIR",
+    help="Folder for what each trace contributes, until all is written; OUTPUT.parts by default.",
+)
 @click.option("--scheduler", metavar="ADDRESS", help="Address of a Dask cluster, such as tcp://host:8786.")
 @overwrite_option
 @json_option
 def aggregate(
     sources: tuple[str, ...],
-    output: Path,
+    output: str,
     size: tuple[int, int],
     groups: int,
     align: str,
@@ -62,6 +68,7 @@ def aggregate(
     context: str | None,
     branch: str | None,
     seed: int,
+    parts: Path | None,
     scheduler: str | None,
     overwrite: bool,
     as_json: bool,
@@ -72,31 +79,31 @@ def aggregate(
     entropy, mass inside the mask and similarity of heads, and the scores of every trace that has a mask, with
     bootstrap intervals. A .zarr holds all of it, the tables leave out the maps.
 
-    What each trace contributes is kept beside the output (OUTPUT.parts) until all is written: run the same command
-    again after an interruption and it goes on. A trace that cannot be read is left out and reported at the end; the
-    exit code is then 1, and the parts stay.
+    What each trace contributes is kept beside the output (OUTPUT.parts; in the working directory if the output is an
+    address such as s3://bucket/stats.zarr) until all is written: run the same command again after an interruption and
+    it goes on. A trace that cannot be read is left out and reported at the end; the exit code is then 1, and the
+    parts stay.
     """
     from attrace.analysis.aggregate import aggregate as aggregate_traces
     from attrace.analysis.aggregate import engine
     from attrace.analysis.contribution import Settings
 
-    if output.suffix not in SUFFIXES:
+    target = Destination(output)
+    if target.suffix not in SUFFIXES:
         raise click.BadParameter(f"expected a name that ends in {', '.join(SUFFIXES)}, found {output}", param_hint="-o")
-    check_output(output, overwrite=overwrite)
-    if output.is_dir() and not is_ours(output):
-        raise FileExistsError(f"{output} is a folder that attrace did not write: choose another path")
-    if output.suffix == ".parquet":
+    target.check(overwrite=overwrite)
+    if target.suffix == ".parquet":
         _require_pyarrow()
     settings = Settings(size, groups, bool(density), align == "mask", layers, context, branch)
-    parts = output.with_name(output.name + ".parts")
+    kept = parts or target.beside / f"{target.name}.parts"
     with chunk_progress("traces") as progress, engine(scheduler) as pool:
-        made = aggregate_traces(sources, parts, settings=settings, executor=pool, seed=seed, progress=progress)
-    _write(made, output)
+        made = aggregate_traces(sources, kept, settings=settings, executor=pool, seed=seed, progress=progress)
+    _write(made, target)
     _report(made, as_json=as_json)
     if made.broken:
         listed = "\n".join(f"  {path}: {reason}" for path, reason in made.broken.items())
         raise Failure(f"{len(made.broken)} traces are left out:\n{listed}")
-    shutil.rmtree(parts)
+    shutil.rmtree(kept)
 
 
 def _require_pyarrow() -> None:
@@ -104,18 +111,18 @@ def _require_pyarrow() -> None:
         raise Failure("a .parquet file needs pyarrow: pip install 'attrace[parquet]', or write a .csv")
 
 
-def _write(made: Aggregate, output: Path) -> None:
+def _write(made: Aggregate, target: Destination) -> None:
     from attrace.analysis.aggregate import summary_table
 
     def write(path: Path) -> None:
-        if output.suffix == ".zarr":
+        if target.suffix == ".zarr":
             _plain(made.dataset).to_zarr(path, zarr_format=3, consolidated=False)
-        elif output.suffix == ".csv":
+        elif target.suffix == ".csv":
             summary_table(made.dataset).to_csv(path, index=False)
         else:
             summary_table(made.dataset).to_parquet(path, index=False)
 
-    write_beside(output, write)
+    target.write(write)
 
 
 def _plain(dataset: xr.Dataset) -> xr.Dataset:

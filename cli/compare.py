@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from attrace.cli.destination import Destination
 from attrace.cli.errors import Failure
-from attrace.cli.export import write_beside
 from attrace.cli.options import CONTEXTS, density_option, examples, json_option, overwrite_option, size
-from attrace.cli.output import check_output, chunk_progress, print_json, print_table, say
+from attrace.cli.output import chunk_progress, print_json, print_table, say
 
 if TYPE_CHECKING:
     from attrace.analysis.compare import Change, Comparison
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     help="FID and KID of the pictures of A and of B, too: needs attrace[perceptual] and its weights.",
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Address of a Dask cluster, such as tcp://host:8786.")
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with tables and maps, too.")
+@click.option("--html", metavar="FILE", help="Write a page with tables and maps, too; may be an address.")
 @overwrite_option
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each difference.")
@@ -73,7 +73,7 @@ def compare(
     top: int,
     sets: bool,
     scheduler: str | None,
-    html: Path | None,
+    html: str | None,
     overwrite: bool,
     as_json: bool,
     as_csv: bool,
@@ -94,14 +94,15 @@ def compare(
 
     if as_json and as_csv:
         raise click.UsageError("give either --json or --csv, not both")
-    if html is not None:
-        check_output(html, overwrite=overwrite)
+    page = None if html is None else Destination(html)
+    if page is not None:
+        page.check(overwrite=overwrite)
     settings = Settings(size, groups, bool(density), layers=layers, context=context, branch=branch)
     with chunk_progress("pairs") as progress, engine(scheduler) as pool:
         made = compare_traces(a, b, by=pair, settings=settings, executor=pool, seed=seed, progress=progress, sets=sets)
     called = names or (a, b)
-    if html is not None:
-        _write_page(made, called, pair, html)
+    if page is not None:
+        _write_page(made, called, pair, page)
     if as_json:
         print_json(_as_json(made, called))
     elif as_csv:
@@ -113,7 +114,7 @@ def compare(
         raise Failure(f"{len(made.broken)} traces could not be read:\n{_listed(made.broken.items())}")
 
 
-def _write_page(made: Comparison, names: tuple[str, str], pair: str, html: Path) -> None:
+def _write_page(made: Comparison, names: tuple[str, str], pair: str, target: Destination) -> None:
     from attrace.analysis.compare_page import compare_page
 
     page = compare_page(made, names, paired_by=pair)
@@ -121,7 +122,7 @@ def _write_page(made: Comparison, names: tuple[str, str], pair: str, html: Path)
     def write(path: Path) -> None:
         path.write_text(page, encoding="utf-8")
 
-    write_beside(html, write)
+    target.write(write)
 
 
 def _as_json(made: Comparison, names: tuple[str, str]) -> dict[str, Any]:

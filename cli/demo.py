@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attrace.cli.errors import recorder_needed
-from attrace.cli.options import examples, json_option, overwrite_option
+from attrace.cli.options import LocalPath, examples, json_option, overwrite_option
 from attrace.cli.output import check_output, dask_progress, print_json, print_paths, say
 from attrace.cli.scores import print_scores, scores_as_json
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=examples("attrace demo -o demo", "attrace demo -o mine --reference photo.png --seed 1"))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option("-o", "--output", type=LocalPath(), required=True, help="Folder to make.")
 @click.option("--reference", type=click.Path(path_type=Path), metavar="PICTURE", help="A picture of your own to paint.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Steps of the sampler.")

@@ -1,27 +1,25 @@
-"""Writing maps to a file: NumPy, Zarr or netCDF, with their labels, whole or not at all."""
+"""Writing maps to a file: NumPy, Zarr or netCDF, with their labels."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from attrace.cli.destination import MARK, Destination
 
 if TYPE_CHECKING:
     import xarray as xr
 
-MARK: Final = "attrace_maps"
-"""Attribute of the root of what is written: only a folder that has it is ever replaced."""
-
 Maps = Mapping[str, "xr.DataArray"]
 
 
-def write_maps(maps: Maps, path: Path, *, overwrite: bool) -> None:
-    """Write computed maps; the suffix of the path says how.
+def writer_for(target: Destination, directions: Collection[str]) -> Callable[[Maps, Path], None]:
+    """What writes maps of those directions as the suffix of a destination says.
 
     `.npz` has an array for each map (`ulam_r2g`) and each of its coordinates (`llam_r2g.layer`), and `attributes`, a
     JSON object with the dims and attributes of each map. `.zarr` and `.nc` have a group for each direction.
@@ -30,38 +28,16 @@ def write_maps(maps: Maps, path: Path, *, overwrite: bool) -> None:
     ------
     click.UsageError
         If the suffix is another one, or a netCDF library with groups is needed and not installed.
-    FileExistsError
-        If something is there and is not to be overwritten.
     """
-    writer = writer_for(path, directions_of(maps))
-    if overwrite and path.is_dir() and not is_ours(path):
-        raise FileExistsError(f"{path} is a folder that attrace maps did not write: choose another path")
-    write_beside(path, lambda partial: writer(maps, partial))
-
-
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file or folder beside its place, and move it there once it is whole."""
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
-    _remove(partial)
-    try:
-        write(partial)
-        _remove(path)
-        partial.replace(path)
-    finally:
-        _remove(partial)
-
-
-def writer_for(path: Path, directions: Collection[str]) -> Callable[[Maps, Path], None]:
-    """The writer that the suffix of a path asks for, if maps of those directions can be written so."""
     writers = {".npz": _write_npz, ".zarr": _write_zarr, ".nc": _write_netcdf}
-    if path.suffix not in writers:
-        raise click.UsageError(f"{path}: expected a name that ends in {', '.join(writers)}")
-    if path.suffix == ".nc" and len(directions) > 1 and not netcdf_has_groups():
+    if target.suffix not in writers:
+        raise click.UsageError(f"{target}: expected a name that ends in {', '.join(writers)}")
+    if target.suffix == ".nc" and len(directions) > 1 and not netcdf_has_groups():
         raise click.UsageError(
-            f"{path}: netCDF with a group for each direction needs h5netcdf (pip install 'attrace[netcdf]'); choose "
+            f"{target}: netCDF with a group for each direction needs h5netcdf (pip install 'attrace[netcdf]'); choose "
             "one --direction, or write .npz or .zarr"
         )
-    return writers[path.suffix]
+    return writers[target.suffix]
 
 
 def directions_of(maps: Iterable[str]) -> list[str]:
@@ -134,19 +110,3 @@ def _json_attributes(heat: xr.DataArray) -> dict[str, Any]:
         name: value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
         for name, value in heat.attrs.items()
     }
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether attrace wrote a folder of maps or statistics, so that it may be replaced."""
-    try:
-        document = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(document, dict) and MARK in document.get("attributes", {})
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attrace.cli.export import netcdf_has_groups, with_plain_labels, write_beside
+from attrace.cli.destination import Destination
+from attrace.cli.export import netcdf_has_groups, with_plain_labels
 from attrace.cli.options import examples, json_option, overwrite_option, select, selection_options, trace_argument
-from attrace.cli.output import bytes_text, check_output, dask_progress, print_json, say
+from attrace.cli.output import bytes_text, dask_progress, print_json, say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,33 +27,34 @@ if TYPE_CHECKING:
     )
 )
 @trace_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .nc or .npz file to write.")
+@click.option("-o", "--output", metavar="PATH", required=True, help="A .nc or .npz file to write; may be an address.")
 @click.option("--scores", is_flag=True, help="Every score too: mind the size, which is told first.")
 @selection_options
 @overwrite_option
 @json_option
-def export(trace: str, output: Path, scores: bool, overwrite: bool, as_json: bool, **selection: Any) -> None:
+def export(trace: str, output: str, scores: bool, overwrite: bool, as_json: bool, **selection: Any) -> None:
     """Write maps and marginals as netCDF or NumPy.
 
     Groups: maps/r2g and maps/g2r with every level, and for each class its marginals r2g and g2r. A .npz file names each
     array by its group, such as maps/r2g/ulam, holds coordinates beside it, and has the dims and attributes in a JSON
     text named attributes; nothing in it is pickled. A .nc file is netCDF4 and needs h5netcdf or netCDF4.
     """
-    if output.suffix not in (".nc", ".npz"):
+    target = Destination(output)
+    if target.suffix not in (".nc", ".npz"):
         raise click.UsageError(f"{output}: expected a name that ends in .nc or .npz")
-    if output.suffix == ".nc" and not netcdf_has_groups():
+    if target.suffix == ".nc" and not netcdf_has_groups():
         raise click.UsageError(f"{output}: netCDF4 needs h5netcdf (pip install 'attrace[netcdf]'); or write .npz")
-    check_output(output, overwrite=overwrite)
+    target.check(overwrite=overwrite)
     datasets = _datasets(select(trace, **selection), scores=scores)
     size = sum(values.nbytes for dataset in datasets.values() for values in dataset.data_vars.values())
     if scores:
         say(f"warning: with every score this takes {bytes_text(size)} before compression")
     with dask_progress():
-        write_beside(output, lambda path: (_write_netcdf if output.suffix == ".nc" else _write_npz)(datasets, path))
+        target.write(lambda path: (_write_netcdf if target.suffix == ".nc" else _write_npz)(datasets, path))
     if as_json:
-        print_json({"output": str(output), "groups": {path: list(one.data_vars) for path, one in datasets.items()}})
+        print_json({"output": output, "groups": {path: list(one.data_vars) for path, one in datasets.items()}})
     else:
-        click.echo(str(output))
+        click.echo(output)
 
 
 def _datasets(trace: Trace, *, scores: bool) -> dict[str, xr.Dataset]:

@@ -15,7 +15,7 @@ from attrace.cli.curves import faithfulness_as_json, print_curves, print_faithfu
 from attrace.cli.errors import Failure, recorder_needed
 from attrace.cli.inputs import read_inputs
 from attrace.cli.jobs import STORED_AS, messages_on_stderr, read_list
-from attrace.cli.options import density_option, examples, json_option
+from attrace.cli.options import LocalPath, density_option, examples, json_option
 from attrace.cli.output import chunk_progress, print_json
 from attrace.cli.record import ip_adapter_files, record
 from attrace.cli.recording import recording_arguments, recording_options
@@ -75,9 +75,7 @@ def rising_shares(text: str) -> tuple[float, ...]:
 --jobs jobs.jsonl --steps 20 --reference reference_image --mask mask_image -o faithful"""
     )
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for traces, figures and numbers."
-)
+@click.option("-o", "--output", type=LocalPath(), required=True, help="Folder for traces, figures and numbers.")
 @click.option(
     "--fill",
     type=click.Choice(("mean", "blur", "swap")),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from attrace.cli.export import directions_of, write_maps, writer_for
+from attrace.cli.destination import Destination
+from attrace.cli.export import directions_of, writer_for
 from attrace.cli.options import (
     compat_option,
     density_option,
@@ -22,7 +22,7 @@ from attrace.cli.options import (
     size_option,
     trace_argument,
 )
-from attrace.cli.output import check_output, dask_progress, print_json, print_table
+from attrace.cli.output import dask_progress, print_json, print_table
 
 if TYPE_CHECKING:
     from attrace.analysis.published import Compat
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 )
 @trace_argument
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="A .npz, .zarr or .nc file to write."
+    "-o", "--output", metavar="PATH", required=True, help="A .npz, .zarr or .nc file to write; may be an address."
 )
 @level_option
 @direction_option
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @json_option
 def maps(
     trace: str,
-    output: Path,
+    output: str,
     level: tuple[Level, ...],
     direction: tuple[Direction, ...],
     groups: int | None,
@@ -72,7 +72,8 @@ def maps(
     """
     from attrace.analysis.levels import compute_together, level_maps
 
-    check_output(output, overwrite=overwrite)
+    target = Destination(output)
+    target.check(overwrite=overwrite)
     chosen = select(trace, **selection)
     lazy = level_maps(
         chosen,
@@ -84,14 +85,14 @@ def maps(
         compat=compat,
         resampler=resampler,
     )
-    writer_for(output, directions_of(lazy))
+    write = writer_for(target, directions_of(lazy))
     with dask_progress():
         computed = compute_together(lazy)
-    write_maps(computed, output, overwrite=overwrite)
+    target.write(lambda path: write(computed, path))
     if as_json:
         print_json(
             {
-                "output": str(output),
+                "output": output,
                 "maps": {name: {"dims": dict(heat.sizes), **heat.attrs} for name, heat in computed.items()},
             }
         )

@@ -20,6 +20,20 @@ DIRECTIONS = ("r2g", "g2r")
 CONTEXTS = ("reference", "text", "image-prompt", "self")
 
 
+class LocalPath(click.Path):
+    """A path on this machine to write to, as a Path; an address is refused, as a folder `s3:` would be made of it."""
+
+    def __init__(self, advice: str = "write it here, then copy it there with a tool of that store") -> None:
+        super().__init__(path_type=Path)
+        self._advice = advice
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        if "://" in str(value):
+            self.fail(f"expected a path on this machine, found the address {value}: {self._advice}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def examples(*lines: str) -> str:
     """The end of a help text: examples that a test runs; a line break in one becomes a shell's continuation."""
     shown = [line.replace("\n", " \\\n      ") for line in lines]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attrace.cli.options import (
+    LocalPath,
     citation_option,
     comma_list,
     examples,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     )
 )
 @trace_argument
-@click.argument("packed", type=click.Path(path_type=Path), metavar="PACKED")
+@click.argument("packed", type=LocalPath("pack to a file here, then attrace push it"), metavar="PACKED")
 @click.option("--without", type=comma_list, metavar="PART,...", help="Leave out images, prompts or arguments.")
 @click.option("--layers", multiple=True, metavar="GLOB", help="Keep these layers, by module path; may be repeated.")
 @click.option("--steps", type=step_range, metavar="FIRST:LAST", help="Keep these steps, both ends included.")
@@ -75,8 +76,8 @@ def pack(
 
 
 @click.command(epilog=examples("attrace unpack packed.zip unpacked.zarr"))
-@click.argument("packed", type=click.Path(path_type=Path), metavar="PACKED")
-@click.argument("trace", type=click.Path(path_type=Path), metavar="TRACE")
+@click.argument("packed", type=LocalPath("attrace pull it, then unpack it"), metavar="PACKED")
+@click.argument("trace", type=LocalPath("unpack it here, then attrace push it"), metavar="TRACE")
 @overwrite_option
 def unpack(packed: Path, trace: Path, overwrite: bool) -> None:
     """Unpack a trace into a folder.

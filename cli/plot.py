@@ -9,6 +9,7 @@ import click
 
 from attrace.cli.options import (
     LEVELS,
+    LocalPath,
     compat_option,
     density_option,
     direction_option,
@@ -40,7 +41,7 @@ FIGURES: Final = (*LEVELS, "sram")
     )
 )
 @trace_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the pictures.")
+@click.option("-o", "--output", type=LocalPath(), required=True, help="Folder for the pictures.")
 @click.option(
     "--level",
     type=click.Choice(FIGURES),

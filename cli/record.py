@@ -14,7 +14,15 @@ import click
 from attrace.cli.errors import recorder_needed
 from attrace.cli.inputs import read_inputs, stored_picture
 from attrace.cli.jobs import STORED_AS, done_text, messages_on_stderr, read_list, record_list
-from attrace.cli.options import citation_option, examples, json_option, licence_option, overwrite_option, text_or_file
+from attrace.cli.options import (
+    LocalPath,
+    citation_option,
+    examples,
+    json_option,
+    licence_option,
+    overwrite_option,
+    text_or_file,
+)
 from attrace.cli.output import check_output, print_json, say
 from attrace.cli.recording import recording_arguments, recording_options
 
@@ -67,7 +75,7 @@ from attrace.cli.recording import recording_arguments, recording_options
 @click.option("--reference", metavar="NAME_OR_FILE", help="Reference picture to keep: an input, or a file.")
 @click.option("--mask", metavar="NAME_OR_FILE", help="Mask to keep.")
 @click.option("--scene", metavar="NAME_OR_FILE", help="Input picture to keep.")
-@click.option("--save-image", type=click.Path(path_type=Path), metavar="FILE", help="Write the generated picture too.")
+@click.option("--save-image", type=LocalPath(), metavar="FILE", help="Write the generated picture too.")
 @recording_options
 @licence_option
 @citation_option

@@ -6,12 +6,18 @@ from pathlib import Path
 
 import click
 
-from attrace.cli.options import examples, trace_argument
+from attrace.cli.options import LocalPath, examples, trace_argument
 
 
 @click.command(epilog=examples("attrace repair run.zarr", "attrace repair run.zarr -o repaired.zarr"))
 @trace_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Repair a copy there.")
+@click.option(
+    "-o",
+    "--output",
+    type=LocalPath("repair a copy here, then attrace push it"),
+    metavar="DIR",
+    help="Repair a copy there.",
+)
 def repair(trace: str, output: Path | None) -> None:
     """Complete an interrupted trace to a valid shorter one.
 

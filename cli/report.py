@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from attrace.cli.options import (
+    LocalPath,
     byte_size,
     examples,
     json_option,
@@ -26,7 +27,7 @@ from attrace.cli.output import check_output, dask_progress, print_json, print_pa
     )
 )
 @trace_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The HTML file to write.")
+@click.option("-o", "--output", type=LocalPath(), required=True, help="The HTML file to write.")
 @click.option("--groups", type=click.IntRange(min=1), help="Groups of steps to choose from; 5 by default.")
 @click.option(
     "--limit",

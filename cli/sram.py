@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from attrace.cli.export import write_maps, writer_for
+from attrace.cli.destination import Destination
+from attrace.cli.export import writer_for
 from attrace.cli.inputs import read_mask
 from attrace.cli.options import (
     DIRECTIONS,
@@ -24,7 +24,7 @@ from attrace.cli.options import (
     size_option,
     trace_argument,
 )
-from attrace.cli.output import check_output, dask_progress, print_json, print_table
+from attrace.cli.output import dask_progress, print_json, print_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,7 +57,7 @@ PICTURES = (".png", ".pdf", ".svg")
     help="g2r: what generated patches use of the reference; r2g: where reference patches act.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Strongest patches to list.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="A .png, .pdf, .svg, .npz, .zarr or .nc file.")
+@click.option("-o", "--output", metavar="PATH", help="A .png, .pdf, .svg, .npz, .zarr or .nc file; may be an address.")
 @size_option
 @density_option
 @compat_option
@@ -72,7 +72,7 @@ def sram(
     mask: str | None,
     direction: Direction,
     top: int,
-    output: Path | None,
+    output: str | None,
     size: tuple[int, int] | None,
     density: bool | None,
     compat: Compat,
@@ -91,10 +91,11 @@ def sram(
     choices = [choice for choice in (at, box_, mask) if choice is not None]
     if len(choices) != 1:
         raise click.UsageError("choose patches with exactly one of --at, --box and --mask")
-    if output is not None:
-        if output.suffix not in PICTURES:
-            writer_for(output, [direction])
-        check_output(output, overwrite=overwrite)
+    target = None if output is None else Destination(output)
+    if target is not None:
+        if target.suffix not in PICTURES:
+            writer_for(target, [direction])
+        target.check(overwrite=overwrite)
     place = choices[0] if mask is None else read_mask(mask, "--mask")
     chosen = select(trace, **selection)
     with dask_progress():
@@ -107,21 +108,22 @@ def sram(
             compat=compat,
             resampler=resampler,
         ).compute()
-    if output is not None:
-        _write(chosen, heat, place, output, overwrite=overwrite)
+    if target is not None:
+        _write(chosen, heat, place, target)
     _tell(chosen, heat, top, output, as_json=as_json)
 
 
-def _write(trace: Trace, heat: xr.DataArray, place: Any, output: Path, *, overwrite: bool) -> None:
-    if output.suffix not in PICTURES:
-        write_maps({str(heat.name): heat}, output, overwrite=overwrite)
+def _write(trace: Trace, heat: xr.DataArray, place: Any, target: Destination) -> None:
+    if target.suffix not in PICTURES:
+        write = writer_for(target, [str(heat.attrs["direction"])])
+        target.write(lambda path: write({str(heat.name): heat}, path))
         return
     from attrace.analysis.figures import draw_chosen, save_figure
 
-    save_figure(draw_chosen(trace, heat, place), output)
+    target.write(lambda path: save_figure(draw_chosen(trace, heat, place), path))
 
 
-def _tell(trace: Trace, heat: xr.DataArray, top: int, output: Path | None, *, as_json: bool) -> None:
+def _tell(trace: Trace, heat: xr.DataArray, top: int, output: str | None, *, as_json: bool) -> None:
     from attrace.analysis.strongest import strongest_patches
 
     patches = strongest_patches(trace, heat, top)
@@ -131,7 +133,7 @@ def _tell(trace: Trace, heat: xr.DataArray, top: int, output: Path | None, *, as
                 "direction": heat.attrs["direction"],
                 "grid": [heat.sizes["row"], heat.sizes["column"]],
                 "patches": [patch._asdict() for patch in patches],
-                "output": None if output is None else str(output),
+                "output": output,
             }
         )
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from attrace.cli.options import examples, json_option, trace_argument
+from attrace.cli.options import LocalPath, examples, json_option, trace_argument
 from attrace.cli.output import bytes_text, check_output, chunk_progress, print_json, say
 
 url_argument = click.argument("url", metavar="URL")
@@ -36,7 +36,7 @@ def push(trace: str, url: str, as_json: bool) -> None:
 
 @click.command(epilog=examples("attrace pull memory://example/run.zarr pulled.zarr"))
 @url_argument
-@click.argument("trace", type=click.Path(path_type=Path), metavar="TRACE")
+@click.argument("trace", type=LocalPath("attrace pull copies to this machine, attrace push from it"), metavar="TRACE")
 @json_option
 def pull(url: str, trace: Path, as_json: bool) -> None:
     """Copy a trace from an address.
