@@ -10,14 +10,16 @@ processes, so that memory is that of the work alone:
 - `precompute`;
 - one level after that.
 
-Then, with traces of one class of layers, how bytes, opening, `precompute` and a level after it grow with the steps, the
-queries and the layers.
+Then `precompute` with one thread and more of them, in turn: what the cores of the machine give. Then, with traces of
+one class of layers, how bytes, opening, `precompute` and a level after it grow with the steps, the queries and the
+layers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import dask
 import dask.base
 import numpy as np
 
@@ -134,6 +137,32 @@ TASKS: Final[dict[str, Callable[[Path], None]]] = {
 }
 
 
+def scale(path: Path, *, rounds: int) -> dict[int, dict[str, float]]:
+    """Seconds and processor seconds of `precompute`, the least of some rounds in turn, by number of threads."""
+    numbers = [1, 2, *(number for number in (4, 8, 16, 32, 64) if number <= (os.cpu_count() or 1))]
+    measured: dict[int, list[dict[str, float]]] = {number: [] for number in numbers}
+    for _ in range(rounds):
+        for number, found in measured.items():
+            found.append(measure(path, "precompute", repeats=2, threads=number))
+    return {
+        number: {name: min(one[name] for one in found) for name in ("best", "cpu")}
+        for number, found in measured.items()
+    }
+
+
+def report_scaling(scaled: dict[int, dict[str, float]]) -> None:
+    """Print how much faster more threads are, and what they cost."""
+    one = scaled[1]
+    print(f"\n`precompute` on threads, of {os.cpu_count()} cores:\n")
+    print("| threads | s | times faster | processor, s | more processor time |")
+    print("| --: | --: | --: | --: | --: |")
+    for number, row in scaled.items():
+        print(
+            f"| {number} | {row['best']:.2f} | {one['best'] / row['best']:.2f} | {row['cpu']:.2f} "
+            f"| {row['cpu'] / one['cpu']:.2f} x |"
+        )
+
+
 def grow(folder: Path, *, quick: bool = False) -> dict[str, dict[str, float]]:
     """Measure traces of growing size, by what grew."""
     grown: dict[str, dict[str, float]] = {}
@@ -165,25 +194,28 @@ def report_growth(grown: dict[str, dict[str, float]]) -> None:
         )
 
 
-def measure(path: Path, task: str, *, repeats: int) -> dict[str, float]:
+def measure(path: Path, task: str, *, repeats: int, threads: int | None = None) -> dict[str, float]:
     """Seconds of a task the first time and at best, processor seconds at best, and the largest resident memory in MB.
 
-    In a fresh process, with what was resident once it had imported everything.
+    In a fresh process, with what was resident once it had imported everything; on as many threads as Dask takes by
+    default, or as are given.
     """
     command = [sys.executable, __file__, "--task", task, "--path", str(path), "--repeats", str(repeats)]
+    command += [] if threads is None else ["--threads", str(threads)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     measured: dict[str, float] = json.loads(printed)
     return measured
 
 
-def _measure_here(path: Path, task: str, repeats: int) -> dict[str, float]:
+def _measure_here(path: Path, task: str, repeats: int, threads: int | None) -> dict[str, float]:
     before = _peak_megabytes()
     seconds, cpu = [], []
-    for _ in range(repeats):
-        start, cpu_start = time.perf_counter(), time.process_time()
-        TASKS[task](path)
-        seconds.append(time.perf_counter() - start)
-        cpu.append(time.process_time() - cpu_start)
+    with dask.config.set(num_workers=threads):
+        for _ in range(repeats):
+            start, cpu_start = time.perf_counter(), time.process_time()
+            TASKS[task](path)
+            seconds.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - cpu_start)
     peak = _peak_megabytes()
     return {"first": seconds[0], "best": min(seconds), "cpu": min(cpu), "peak": peak, "imported": before}
 
@@ -214,6 +246,7 @@ def run(folder: Path, *, quick: bool = False) -> dict[str, dict[str, float]]:
             f"| {name} | {row['first']:.3f} | {row['best']:.3f} | {row['cpu']:.3f} | {row['peak']:.0f} "
             f"| {row['imported']:.0f} |"
         )
+    report_scaling(scale(path, rounds=1 if quick else 2))
     print()
     report_growth(grow(folder, quick=quick))
     return measured
@@ -227,9 +260,10 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.task:
-        print(json.dumps(_measure_here(arguments.path, arguments.task, arguments.repeats)))
+        print(json.dumps(_measure_here(arguments.path, arguments.task, arguments.repeats, arguments.threads)))
     elif arguments.keep:
         run(arguments.keep, quick=arguments.quick)
     else:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from diffusers.utils import logging
 
 from attrace.analysis import open_trace
 from attrace.analysis.aggregate import aggregate, engine
@@ -58,6 +59,7 @@ class Row:
 
 def make_traces(folder: Path, count: int, steps: int) -> None:
     """Record the bundled model once, and write copies with other content."""
+    logging.disable_progress_bar()  # of diffusers, for loading the model
     original = record_demo(folder.parent / "original.zarr", steps=steps)
     trace = open_trace(original)
     for number in range(count):
@@ -121,7 +123,12 @@ def _on_a_cluster(sources: list[str], parts: Path) -> Row:
     import distributed
 
     with (
-        distributed.LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(
+            n_workers=WORKERS,
+            threads_per_worker=1,
+            dashboard_address=None,
+            silence_logs="ERROR",  # that a busy machine ends its workers slowly is nothing for the page
+        ) as cluster,
         distributed.Client(cluster) as client,
     ):
         client.run(_warm_up, sources)

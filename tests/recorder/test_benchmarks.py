@@ -21,10 +21,12 @@ def main_of(name: str) -> Callable[[list[str]], Any]:
 
 
 def test_recording_leaves_every_bit_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
-    timings = main_of("recording.py")(["--quick", "--rounds", "1", "--steps", "1", "--threads", "1"])
+    timings = main_of("recording.py")(["--quick", "--rounds", "1", "--steps", "1", "2", "--threads", "1"])
     identical = {name for name, timing in timings.items() if timing.identical}
     assert identical >= {"plain", "capture", "record (hooks)", "record (attention)"}
-    assert "eager" in capsys.readouterr().out
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    growth, memory = ["run", "---", "at first", "2 x steps"], ["way", "---", "plain", "record (hooks)", "eager"]
+    assert rows == ["way", "---", *timings, *growth, *memory]
 
 
 def test_auto_is_never_above_the_smaller_encoding(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +55,7 @@ def test_the_writer_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(speeds)
 
 
-def test_a_cluster_that_reads_from_an_object_store_gives_the_same_bits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cluster_that_reads_from_an_object_store_gives_the_same_bits(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("distributed")
     pytest.importorskip("obstore")
     if shutil.which("rclone") is None:
@@ -61,7 +63,9 @@ def test_a_cluster_that_reads_from_an_object_store_gives_the_same_bits(capsys: p
     threads, cluster = main_of("many.py")(["--quick"])
     assert (threads.where, cluster.where) == ("threads, disk", "2 workers, S3")
     assert threads.sums == cluster.sums
-    assert "equal to the last bit" in capsys.readouterr().out
+    printed = capfd.readouterr()
+    assert "equal to the last bit" in printed.out
+    assert printed.err == ""
 
 
 def test_one_command_prints_the_page() -> None:
@@ -75,4 +79,7 @@ def test_one_command_prints_the_page() -> None:
         "## One trace, from the disk to its maps",
     ]
     rows = [line.count("|") for line in lines if line.startswith("|")]
-    assert len(rows) == (2 + 2) + (2 + 7) + (2 + 2)
+    threads = len([line for line in lines if line.endswith(" x |")])
+    assert len(rows) == (2 + 2) + (2 + 7) + (2 + threads) + (2 + 2)
+    assert threads >= 2
+    assert done.stderr == ""
