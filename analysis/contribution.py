@@ -15,7 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from attrace.analysis.levels import level_maps
-from attrace.analysis.marginals import marginal_arrays
+from attrace.analysis.marginals import marginal_array
 from attrace.analysis.plans import Size, grid_plans
 from attrace.analysis.scorecard import score_map
 from attrace.analysis.statistics import agreement, entropy, mass
@@ -111,7 +111,7 @@ def _head_maps(trace: Trace, direction: Direction) -> list[tuple[Any, Any]]:
 
     found = []
     for plan in grid_plans(trace, direction, None, None):
-        marginal = marginal_arrays(trace, plan.marginals)[direction]
+        marginal = marginal_array(trace, plan.marginals, direction)
         found.append((plan, da.nanmean(marginal[..., plan.places], axis=0)))
     return found
 

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from attrace.analysis.marginals import marginal_arrays
+from attrace.analysis.marginals import marginal_array
 from attrace.analysis.plans import GridPlan, Size
 from attrace.analysis.resampler import laid_on_patches
 from attrace.analysis.resize import resize
@@ -52,7 +52,7 @@ def level_map(
 
 def _class_maps(trace: Trace, plan: GridPlan, size: Size, spans: Sequence[slice]) -> xr.DataArray:
     """Maps of every layer and head of a class: (time_group, layer, head, row, column); NaN where nothing was called."""
-    passed = marginal_arrays(trace, plan.marginals)[plan.quantity]
+    passed = marginal_array(trace, plan.marginals, plan.quantity)
     if plan.shares is not None:
         passed, plan = laid_on_patches(passed, plan.shares), replace(plan, shares=None)
     grouped = da.concatenate([_maps_of_span(passed[span], plan, size) for span in spans])

@@ -178,26 +178,36 @@ def marginal_arrays(trace: Trace, plan: MarginalPlan) -> dict[Quantity, da.Array
 
     Read from the cache in the store where that holds it, else computed.
     """
-    if plan.is_default():
-        derived = open_derived(trace.stored, plan.selected.site_class, len(trace.finished_places))
-        if derived is not None:
-            return _kept_arrays(trace, plan, derived)
-    return _computed_arrays(trace, plan)
+    derived = _kept(trace, plan)
+    if derived is None:
+        return _computed_arrays(trace, plan)
+    return {quantity: _kept_array(trace, plan, derived, quantity) for quantity in plan.quantities}
 
 
-def _kept_arrays(trace: Trace, plan: MarginalPlan, derived: Derived) -> dict[Quantity, da.Array]:
+def marginal_array(trace: Trace, plan: MarginalPlan, quantity: Quantity) -> da.Array:
+    """One of what `marginal_arrays` gives: where it is kept, no graph is made of the others."""
+    derived = _kept(trace, plan)
+    if derived is None:
+        return _computed_arrays(trace, plan)[quantity]
+    return _kept_array(trace, plan, derived, quantity)
+
+
+def _kept(trace: Trace, plan: MarginalPlan) -> Derived | None:
+    if not plan.is_default():
+        return None
+    return open_derived(trace.stored, plan.selected.site_class, len(trace.finished_places))
+
+
+def _kept_array(trace: Trace, plan: MarginalPlan, derived: Derived, quantity: Quantity) -> da.Array:
     blocks = tuple(
         tuple(steps) for _, steps in itertools.groupby(plan.steps, lambda step: step // DERIVED_STEPS_PER_CHUNK)
     )
-    return {
-        quantity: array_of_blocks(
-            _ReadOfKept(plan, blocks, derived, quantity),
-            f"kept-{quantity}-{tokenize(trace, plan.selected.group, plan.selected.layers)}",
-            _chunks(plan, blocks, length),
-            np.dtype(np.float32),
-        )
-        for quantity, length in zip(plan.quantities, plan.lengths, strict=True)
-    }
+    return array_of_blocks(
+        _ReadOfKept(plan, blocks, derived, quantity),
+        f"kept-{quantity}-{tokenize(trace, plan.selected.group, plan.selected.layers)}",
+        _chunks(plan, blocks, dict(zip(plan.quantities, plan.lengths, strict=True))[quantity]),
+        np.dtype(np.float32),
+    )
 
 
 @dataclass(frozen=True)
