@@ -11,7 +11,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from attrace.analysis.limits import Limits
-from attrace.schemas import TraceFormatError
+from attrace.schemas import InputError, TraceFormatError
 
 
 class TraceFolder(LocalStore):
@@ -90,3 +90,20 @@ class TraceFolder(LocalStore):
         if not stat.S_ISREG(found.st_mode):
             raise TraceFormatError(f"{path} is not a file: do not use this trace")
         Limits.from_environment().check_file(key, found.st_size, path)
+
+
+def require_folder_here(path: str | Path, doing: str) -> None:
+    """Refuse an address, for what writes into a trace: servers differ in what makes a write safe.
+
+    zarr adds a group only where there is none, which some S3 servers do not heed: they replace the manifest.
+
+    Raises
+    ------
+    InputError
+        If the path is an address.
+    """
+    if "://" in str(path) and not str(path).startswith("file://"):
+        raise InputError(
+            f"{path}: expected a folder on this machine, as {doing} writes into it: attrace pull it, {doing} it, and "
+            "attrace push it, which sends what changed"
+        )

@@ -12,10 +12,11 @@ import zarr.codecs
 import zarr.storage
 
 from attrace.analysis.derived import open_derived
+from attrace.analysis.folder import require_folder_here
 from attrace.analysis.kernel import require_device
 from attrace.analysis.marginals import all_marginals
 from attrace.analysis.source import require_scores
-from attrace.analysis.store import reopen, require_folder_here
+from attrace.analysis.store import reopen
 from attrace.analysis.trace import Trace, open_trace, trace_of
 from attrace.schemas import InputError, SiteClass, derived_arrays
 from attrace.schemas.durable import sync_tree

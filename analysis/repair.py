@@ -7,8 +7,8 @@ from pathlib import Path
 
 import zarr
 
-from attrace.analysis.folder import TraceFolder
-from attrace.analysis.store import StoredTrace, format_errors, open_store, require_folder_here, unconsolidated
+from attrace.analysis.folder import TraceFolder, require_folder_here
+from attrace.analysis.store import StoredTrace, format_errors, open_store, unconsolidated
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError
 from attrace.schemas.durable import sync_tree
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS, MANIFEST_ATTRIBUTE

@@ -28,7 +28,6 @@ from attrace.analysis.remote import FsspecObject, ObstoreObject, RemoteObject, R
 from attrace.schemas import (
     ArraySpec,
     AttraceError,
-    InputError,
     Manifest,
     TraceFormatError,
     TraceNotFoundError,
@@ -269,23 +268,6 @@ def open_store(source: str | Path | Store, storage_options: Mapping[str, Any] | 
         If it is written in a newer major version of the format.
     """
     return _open(str(source), _as_store(source, storage_options))
-
-
-def require_folder_here(path: str | Path, doing: str) -> None:
-    """Refuse an address, for what writes into a trace: servers differ in what makes a write safe.
-
-    zarr adds a group only where there is none, which some S3 servers do not heed: they replace the manifest.
-
-    Raises
-    ------
-    InputError
-        If the path is an address.
-    """
-    if "://" in str(path) and not str(path).startswith("file://"):
-        raise InputError(
-            f"{path}: expected a folder on this machine, as {doing} writes into it: attrace pull it, {doing} it, and "
-            "attrace push it, which sends what changed"
-        )
 
 
 def reopen(stored: StoredTrace) -> StoredTrace:
