@@ -11,14 +11,16 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from attrace.cli.errors import Failure
+from attrace.cli.errors import Failure, as_failure
 from attrace.cli.inputs import texts_by_name
 from attrace.cli.output import bytes_text, print_json, say
+from attrace.cli.sending import Sending
 
 if TYPE_CHECKING:
     from attrace.recorder import Statistics
@@ -54,8 +56,15 @@ def _default_input(text: str | list[str]) -> Any:
         return text
 
 
-def record_list(load: Callable[[], Any], jobs: tuple[Job, ...], options: dict[str, Any], *, as_json: bool) -> None:
-    """Record the jobs that have no complete trace, and say what became of each.
+def record_list(
+    load: Callable[[], Any],
+    jobs: tuple[Job, ...],
+    options: dict[str, Any],
+    sending: Sending | None = None,
+    *,
+    as_json: bool,
+) -> None:
+    """Record the jobs that have no complete trace, send each complete one if asked to, and say what became of each.
 
     Raises
     ------
@@ -70,6 +79,7 @@ def record_list(load: Callable[[], Any], jobs: tuple[Job, ...], options: dict[st
         if isinstance(done, Waiting):
             say(f"waiting for {_counted(done.jobs)} of others; the first: {done.owner}")
             return
+        done = done if sending is None or done.state == "failed" else _sent(done, sending)
         results.append(done)
         say(f"[{len(results)}/{len(jobs)}] {_line(done)}")
         if done.state != "failed" and not as_json:
@@ -112,6 +122,18 @@ def _record(
             report(JobResult(job, "there"))
         return
     record_jobs(load(), jobs, report=report, **options)
+
+
+def _sent(done: JobResult, sending: Sending) -> JobResult:
+    """Send a job's trace; failed, if that does."""
+    try:
+        sending.send(done.job.output)
+    except Exception as error:
+        failure = as_failure(error)
+        if failure is None:
+            raise
+        return replace(done, state="failed", problem=f"complete, but not sent: {failure.message}")
+    return done
 
 
 def _line(done: JobResult) -> str:

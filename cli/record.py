@@ -25,6 +25,7 @@ from attrace.cli.options import (
 )
 from attrace.cli.output import check_output, print_json, say
 from attrace.cli.recording import recording_arguments, recording_options
+from attrace.cli.sending import Sending
 
 
 @click.command(
@@ -76,6 +77,9 @@ from attrace.cli.recording import recording_arguments, recording_options
 @click.option("--mask", metavar="NAME_OR_FILE", help="Mask to keep.")
 @click.option("--scene", metavar="NAME_OR_FILE", help="Input picture to keep.")
 @click.option("--save-image", type=LocalPath(), metavar="FILE", help="Write the generated picture too.")
+@click.option(
+    "--push", "address", metavar="URL", help="Send the trace there too, once it is complete; with --jobs, each into it."
+)
 @recording_options
 @licence_option
 @citation_option
@@ -97,6 +101,7 @@ def record(
     mask: str | None,
     scene: str | None,
     save_image: Path | None,
+    address: str | None,
     ip_adapter: str | None,
     ip_adapter_weights: str | None,
     citation: str | None,
@@ -113,6 +118,9 @@ def record(
     --jobs records a list of runs with one loaded pipeline: one JSON object a line, with id or output, inputs, seed,
     steps, reference, mask, scene, save_image; what a line lacks is taken from the options. Complete traces are
     skipped, so the same command goes on after an interruption, and several processes or machines can share the list.
+
+    --push sends what is complete to an object store or another address, as attrace push does, so that the model never
+    waits for the network; the traces stay here too.
     """
     adapter = ip_adapter_files(ip_adapter, ip_adapter_weights)
     options = recording_arguments(**options) | {
@@ -135,9 +143,12 @@ def record(
         )
 
     target = _local(output)
+    sending = None if address is None else Sending(address, is_folder=jobs is not None)
+    if sending is not None:
+        sending.check()
     pictures = {"reference": reference, "mask": mask, "scene": scene}
     if jobs is None:
-        one = OneRun(inputs, steps, seed, pictures, save_image)
+        one = OneRun(inputs, steps, seed, pictures, save_image, sending)
         _record_one(load, one, target, options, overwrite=overwrite, as_json=as_json)
         return
     if overwrite or save_image is not None:
@@ -148,7 +159,7 @@ def record(
         raise click.BadParameter(f"expected a folder for traces, {target} is a file", param_hint="--output")
     listed = read_list(jobs, target, inputs, {"steps": steps, "seed": seed, **pictures})
     with recorder_needed("record"), messages_on_stderr(logging.WARNING):
-        record_list(load, listed, options, as_json=as_json)
+        record_list(load, listed, options, sending, as_json=as_json)
 
 
 def ip_adapter_files(folder: str | None, weights: str | None) -> tuple[str, str] | None:
@@ -169,13 +180,15 @@ class OneRun:
     seed: int | None
     pictures: Mapping[str, str | None]
     save_image: Path | None
+    sending: Sending | None
 
 
 def _local(output: str) -> Path:
     """The output as a path; an address is refused, as a trace is recorded at the speed of a disk."""
     if "://" in output:
         raise click.BadParameter(
-            f"expected a path on this machine, found the address {output}: record to a folder, then attrace push it",
+            f"expected a path on this machine, found the address {output}: record to a folder, and send the trace from "
+            f"there by --push {output}",
             param_hint="--output",
         )
     return Path(output)
@@ -205,8 +218,18 @@ def _record_one(
         picture.save(one.save_image)
     if recording.problem is not None:
         raise recording.problem
+    if one.sending is not None:
+        _send(output, one.sending)
     if as_json:
         print_json({"trace": str(output), **asdict(recording.statistics)})
         return
     say(done_text(recording.statistics))
     click.echo(str(output))
+
+
+def _send(trace: Path, sending: Sending) -> None:
+    try:
+        sending.send(trace)
+    except Exception as error:
+        error.add_note(f"{trace} is complete: attrace push {trace} {sending.url} sends it again")
+        raise

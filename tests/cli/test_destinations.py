@@ -16,7 +16,7 @@ from attrace.cli import main
 
 from .conftest import Run
 
-fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("fsspec")
 
 ADDRESS = "s3://bucket/result"
 
@@ -47,14 +47,6 @@ ANYWHERE = {
 
 OTHERS = {"diff", "info", "push", "record", "score", "verify"}
 """Commands that write no result, or to an address by nature; of `record` see its own tests."""
-
-
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    filesystem = fsspec.filesystem("memory")
-    yield filesystem
-    filesystem.store.clear()
-    filesystem.pseudo_dirs[:] = [""]
 
 
 def test_every_command_has_its_place() -> None:

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -16,7 +17,7 @@ from support.commands import examples_of
 from support.models import box_mask, controlnet, demo, paint_by_example, picture, stable_diffusion
 from support.transformers import flux_kontext
 
-from attrace.analysis import open_trace
+from attrace.analysis import open_trace, ulam
 from attrace.cli import main
 
 from .conftest import Run
@@ -298,6 +299,58 @@ def test_a_list_is_recorded_and_gone_on_with(run: Run, monkeypatch: pytest.Monke
     assert run(*options).stdout == "runs/a.zarr\nruns/b.zarr\n"
 
 
+@pytest.mark.usefixtures("workplace", "memory")
+def test_a_trace_is_sent_once_it_is_complete(run: Run) -> None:
+    options = (*PAINT, "--steps", "2", "--push", "memory://bucket/run.zarr")
+    result = run(*options)
+    assert (result.exit_code, result.stdout) == (0, "run.zarr\n"), (result.output, result.exception)
+    sent, here = open_trace("memory://bucket/run.zarr"), open_trace("run.zarr")
+    assert sent.manifest == here.manifest
+    np.testing.assert_array_equal(ulam(sent, direction="r2g"), ulam(here, direction="r2g"))
+    assert "a trace is there" in failed(run(*options, "--overwrite"))
+    assert open_trace("run.zarr").manifest == here.manifest  # found out before the model ran
+
+
+@pytest.mark.parametrize("url", ["bucket/run.zarr", "memory://bucket/run.zip"])
+@pytest.mark.usefixtures("workplace")
+def test_where_no_trace_can_be_sent(run: Run, url: str) -> None:
+    assert "expected the address of a folder" in failed(run(*PAINT, "--push", url))
+    assert "--push s3://bucket/run.zarr" in failed(run(*PAINT[:5], "-o", "s3://bucket/run.zarr"))
+    assert not Path("run.zarr").exists()
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_list_is_sent_and_what_did_not_arrive_is_sent_again(
+    run: Run, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*JOBS, "--steps", "2", "--push", "memory://bucket/runs/")
+    write_jobs({"id": "a"}, {"id": "b", "seed": 6})
+    put, sent, lost = memory.put_file, [], ["b.zarr"]
+
+    def send(local: str, path: str, **_: object) -> None:
+        sent.append(path)
+        if any(name in path for name in lost):
+            raise OSError("the network is down")
+        put(local, path)
+
+    monkeypatch.setattr(type(memory), "put_file", staticmethod(send))
+    result = run(*options)
+    assert result.exit_code == 1
+    assert "complete, but not sent: the network is down" in result.stderr
+    assert open_trace("memory://bucket/runs/a.zarr").steps == 2
+    assert open_trace("runs/b.zarr").status == "complete"
+
+    lost.clear()
+    monkeypatch.setattr("attrace.recorder.pipelines.load_pipeline", None)  # all is here: nothing is loaded
+    sent.clear()
+    result = run(*options)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "2 jobs: 0 recorded, 2 were there, 0 failed" in result.stderr
+    assert sent
+    assert not any("a.zarr" in path for path in sent)
+    assert open_trace("memory://bucket/runs/b.zarr").manifest == open_trace("runs/b.zarr").manifest
+
+
 @pytest.mark.usefixtures("workplace")
 def test_a_list_that_is_stopped_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     handled = []
@@ -325,7 +378,7 @@ def test_a_list_that_is_stopped_says_how_to_go_on(run: Run, monkeypatch: pytest.
         ({"id": "a"}, ("--save-image", "a.png"), "no --save-image"),
         ({"id": "a"}, ("--reference", "none.png"), "reference: there is no file"),
         ({"id": "a"}, ("--input", "prompt"), "expected NAME=VALUE"),
-        ({"id": "a"}, ("-o", "s3://bucket/runs"), "attrace push it"),
+        ({"id": "a"}, ("-o", "s3://bucket/runs"), "by --push s3://bucket/runs"),
         ({"id": "a"}, ("-o", "scene.png"), "scene.png is a file"),
     ],
 )
@@ -341,7 +394,6 @@ def test_a_list_that_does_not_fit_is_refused_before_anything_is_loaded(
 def test_a_run_is_described_as_json(run: Run) -> None:
     described = json.loads(run(*PAINT, "--json").stdout)
     assert (described["trace"], described["steps"]) == ("run.zarr", 2)
-    assert "attrace push it" in failed(run(*PAINT, "-o", "s3://bucket/run.zarr"))
 
 
 @pytest.mark.parametrize("example", examples_of(main.commands["record"]), ids=" ".join)
