@@ -23,7 +23,7 @@ BENCHMARKS: Final = {
     "size": ("Bytes on the disk", []),
     "codecs": ("Compression, on one core", []),
     "writer": ("The writer", []),
-    "recording": ("What recording costs", ["--rounds", "3"]),
+    "recording": ("What recording costs", ["--rounds", "3", "--steps", "1", "4"]),
     "many": ("Many traces", []),
 }
 """Title and arguments of each, by the name of its script."""

@@ -60,12 +60,12 @@ RUN_STEPS: Final = 50
 """Steps of the run that costs are told for."""
 
 GROWN: Final = {
-    "at first": (4, 32, 1),
-    "2 x steps": (8, 32, 1),
-    "4 x steps": (16, 32, 1),
-    "4 x tokens": (4, 64, 1),
-    "2 x layers": (4, 32, 2),
-    "4 x layers": (4, 32, 4),
+    "at first": (2, 32, 1),
+    "2 x steps": (4, 32, 1),
+    "4 x steps": (8, 32, 1),
+    "4 x tokens": (2, 64, 1),
+    "2 x layers": (2, 32, 2),
+    "4 x layers": (2, 32, 4),
 }
 """Steps, side of the latent picture and layers of each block of what grows."""
 
