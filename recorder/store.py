@@ -77,6 +77,7 @@ class TraceStore:
         except FileExistsError as error:
             raise TraceExistsError(f"{path} is being written by another recorder: choose another path") from error
         self.path = path
+        self._device = path.stat().st_dev
         self.manifest = manifest
         self.finished_steps = 0
         self._capacity = steps
@@ -158,8 +159,12 @@ class TraceStore:
         """Refuse to write into a trace that somebody removed, or replaced by another: zarr would mix the two."""
         try:
             root = (self.path / "zarr.json").read_bytes()
+            # in the moment in which a disk is unmounted a root may be written to the folder below
+            is_elsewhere = self.path.stat().st_dev != self._device
         except (FileNotFoundError, NotADirectoryError) as error:
             raise TraceNotFoundError(f"{self.path} vanished while it was being written") from error
+        if is_elsewhere:
+            raise TraceNotFoundError(f"the disk of {self.path} vanished while it was being written")
         if self.manifest.id.encode() not in root:
             raise TraceExistsError(f"{self.path} was replaced by another recorder while it was being written")
 

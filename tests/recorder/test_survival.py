@@ -145,21 +145,31 @@ def test_a_disk_that_becomes_read_only(disk: Path) -> None:
     assert np.flatnonzero(read_array(disk / "run.zarr", "step_done")).tolist() == [0]
 
 
-def test_a_disk_that_vanishes(disk: Path) -> None:
-    """Unmounted while it is written to: nothing that could be taken for a trace is begun in the folder below."""
+@pytest.mark.parametrize("root_is_below", [False, True])
+def test_a_disk_that_vanishes(disk: Path, root_is_below: bool) -> None:
+    """Unmounted while it is written to: nothing that could be taken for a trace is begun in the folder below.
+
+    A root may be there, if it was just being written when the disk vanished.
+    """
     unet, results = models.tiny_unet(), []
     recording = record(unet, disk / "run.zarr", context="text")
 
     def run_on() -> None:
         with recording:
             results.append(call(unet))
+            while not np.flatnonzero(read_array(disk / "run.zarr", "step_done")).size:
+                time.sleep(0.01)
+            root = (disk / "run.zarr/zarr.json").read_bytes()
             assert os.system(f"umount -l {disk}") == 0
+            if root_is_below:
+                (disk / "run.zarr").mkdir(exist_ok=True)
+                (disk / "run.zarr/zarr.json").write_bytes(root)
             results.extend(call(unet) for _ in range(3))
 
     with pytest.warns(RecordingWarning, match="vanished|No such file"):
         run_on()
     assert len(results) == 4
-    assert not (disk / "run.zarr/zarr.json").exists()
+    assert (disk / "run.zarr/zarr.json").exists() == root_is_below
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_the_run(tmp_path: Path) -> None:
