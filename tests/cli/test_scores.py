@@ -168,6 +168,7 @@ def test_score_says_what_lpips_needs(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_score_prints_lpips_beside_the_others(run: Run, trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skimage")
     monkeypatch.setattr("attrace.analysis.trace_scores.require_lpips", lambda: None)
     monkeypatch.setattr("attrace.analysis.trace_scores.lpips", lambda *_: 0.125)
     PIL.Image.fromarray(open_trace(trace).images["generated"].values).save("truth.png")
