@@ -147,12 +147,13 @@ class _WatchAttention(TorchFunctionMode):
             self._deliver(waiting[0], self._sums.add(*waiting, self._lse))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        call = partial(func, *args, **(kwargs or {}))
+        kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
-            return call()
+            return func(*args, **kwargs)
+        call = partial(func, *args, **kwargs)
         if self._computing:
             return self._compute(call)
-        self._take_from_torch(*args, **(kwargs or {}))
+        self._take_from_torch(*args, **kwargs)
         with self.computing():
             return self._compute(call)
 
