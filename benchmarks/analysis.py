@@ -34,7 +34,7 @@ import dask.base
 import numpy as np
 
 from attrace.analysis import hlam, llam, open_trace, precompute, tlam, ulam
-from attrace.recorder.store import TraceStore, new_manifest_fields
+from attrace.recorder.writing.store import TraceStore, new_manifest_fields
 from attrace.schemas import KeySegment, Manifest, ModelIdentity, Site, SiteClass
 
 LAYERS: Final = ((64, 40, 5), (32, 80, 5), (16, 160, 5), (8, 160, 1))

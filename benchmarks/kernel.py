@@ -27,11 +27,11 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from attrace.analysis.kernel import softmax_marginals
-from attrace.analysis.numba_kernel import _rows_per_block
-from attrace.analysis.source import Factors
-from attrace.analysis.vectors import LANES, exponentiate
-from attrace.analysis.workspace import Workspace
+from attrace.analysis.kernels.numba_kernel import _rows_per_block
+from attrace.analysis.kernels.softmaxes import softmax_marginals
+from attrace.analysis.kernels.values import Factors
+from attrace.analysis.kernels.vectors import LANES, exponentiate
+from attrace.analysis.kernels.workspace import Workspace
 
 
 @dataclass(frozen=True)

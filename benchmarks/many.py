@@ -32,11 +32,12 @@ import numpy as np
 from diffusers.utils import logging
 
 from attrace.analysis import open_trace
-from attrace.analysis.aggregate import aggregate, engine
-from attrace.analysis.contribution import Settings
-from attrace.analysis.source import ClassSource, Factors
+from attrace.analysis.kernels.values import Factors
+from attrace.analysis.studies.aggregate import aggregate, engine
+from attrace.analysis.studies.contribution import Settings
+from attrace.analysis.trace.source import ClassSource
 from attrace.demo.run import record_demo
-from attrace.recorder.store import TraceStore, new_manifest_fields
+from attrace.recorder.writing.store import TraceStore, new_manifest_fields
 
 WORKERS: Final = 2
 SETTINGS: Final = Settings(size=(16, 16))

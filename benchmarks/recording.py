@@ -46,11 +46,11 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from attrace.analysis import open_trace
-from attrace.analysis.levels import compute_together, level_maps
+from attrace.analysis.maps.levels import compute_together, level_maps
 from attrace.recorder import record
-from attrace.recorder.capture import CaptureName
-from attrace.recorder.projection_hooks import ProjectionHooks
-from attrace.recorder.sites import find_candidates
+from attrace.recorder.capture.methods import CaptureName
+from attrace.recorder.capture.projection_hooks import ProjectionHooks
+from attrace.recorder.capture.sites import find_candidates
 
 CHANNELS: Final = {"quick": (32, 64), "half": (160, 320, 640, 640), "full": (320, 640, 1280, 1280)}
 KEYS: Final = 257

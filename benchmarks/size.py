@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from attrace.recorder import record
-from attrace.recorder.encode import EncodingChoice
+from attrace.recorder.writing.encode import EncodingChoice
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attrace.recorder.store import TraceStore, new_manifest_fields
-from attrace.recorder.writer import BackgroundWriter
+from attrace.recorder.writing.store import TraceStore, new_manifest_fields
+from attrace.recorder.writing.writer import BackgroundWriter
 from attrace.schemas import KeySegment, Manifest, ModelIdentity, Site, SiteClass
 from attrace.schemas.codecs import Codec
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import click
 
-from attrace.cli.errors import as_failure
-from attrace.cli.options import examples
+from attrace.cli.shared.errors import as_failure
+from attrace.cli.shared.options import examples
 
 _MODULE_OF: Final = {
     "demo": "demo",
@@ -31,7 +31,7 @@ _MODULE_OF: Final = {
     "faithfulness": "faithfulness",
     "pack": "pack",
     "unpack": "pack",
-    "export": "export_trace",
+    "export": "export",
     "push": "transfer",
     "pull": "transfer",
 }
@@ -42,7 +42,7 @@ class _Commands(UserDict[str, Any]):
     """The commands by name, each imported when it is asked for: together they take longer than what most do."""
 
     def __getitem__(self, name: str) -> click.Command:
-        command: click.Command = getattr(import_module(f"attrace.cli.{self.data[name]}"), name)
+        command: click.Command = getattr(import_module(f"attrace.cli.commands.{self.data[name]}"), name)
         return command
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from attrace.analysis import open_trace, ulam
 from attrace.recorder import record
-from attrace.recorder.pipelines import load_pipeline
+from attrace.recorder.jobs.pipelines import load_pipeline
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

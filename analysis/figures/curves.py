@@ -7,9 +7,9 @@ from typing import Final
 import numpy as np
 from matplotlib.figure import Figure
 
-from attrace.analysis.bootstrap import bootstrap_interval
-from attrace.analysis.faithfulness import ORDERS, Faithfulness
 from attrace.analysis.figures.draw import TEXT_SIZE
+from attrace.analysis.scores.bootstrap import bootstrap_interval
+from attrace.analysis.scores.faithfulness import ORDERS, Faithfulness
 
 COLOURS: Final = {"top": "#d55e00", "random": "0.35", "bottom": "#0072b2"}
 """Of the palette of Okabe and Ito, told apart by colour-blind readers, too."""

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from attrace.analysis.figures.blend import Paint
 from attrace.analysis.figures.draw import DOTS_PER_INCH
 from attrace.analysis.figures.maps import PICTURE_OF, draw_map, draw_sram
-from attrace.analysis.levels import compute_together, level_maps, mappable_directions
-from attrace.analysis.maps import ulam
-from attrace.analysis.plans import finest_grid
-from attrace.analysis.published import Compat, as_published
-from attrace.analysis.resampler import Resampler
-from attrace.analysis.sram import At, chosen_patches, sram
-from attrace.analysis.strongest import strongest_patches
-from attrace.analysis.weights import coverage
+from attrace.analysis.maps.attribution import ulam
+from attrace.analysis.maps.i2am import Compat, as_published
+from attrace.analysis.maps.levels import compute_together, level_maps, mappable_directions
+from attrace.analysis.maps.plans import finest_grid
+from attrace.analysis.maps.resampler import Resampler
+from attrace.analysis.maps.sram import At, chosen_patches, sram
+from attrace.analysis.maps.strongest import strongest_patches
+from attrace.analysis.trace.weights import coverage
 from attrace.schemas import Direction, Level
 from attrace.schemas.words import DIRECTIONS, LEVELS
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from attrace.analysis.plans import Size
-    from attrace.analysis.trace import Trace
+    from attrace.analysis.maps.plans import Size
+    from attrace.analysis.trace.trace import Trace
 
 FileFormat = Literal["png", "pdf", "svg"]
 

@@ -49,7 +49,7 @@ def test_a_parquet_file_is_the_table(run: Run, two: Path) -> None:
 
 @pytest.mark.usefixtures("two")
 def test_a_parquet_file_needs_its_library(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attrace.cli.aggregate.find_spec", lambda _: None)
+    monkeypatch.setattr("attrace.cli.commands.aggregate.find_spec", lambda _: None)
     assert "pip install 'attrace[parquet]'" in run("aggregate", "runs", "-o", "stats.parquet").stderr
 
 

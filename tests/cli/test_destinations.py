@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from support.rclone import rclone_serving
 
-from attrace.analysis.remote_files import UNFINISHED, RemoteFiles
+from attrace.analysis.storage.remote_files import UNFINISHED, RemoteFiles
 from attrace.cli import main
 
 from .conftest import Run
@@ -146,7 +146,7 @@ def test_nothing_is_done_twice_after_an_interruption(
     assert UNFINISHED in sent
     assert not (there / "zarr.json").exists()
     half, again = set(files(there)), list[str]()
-    monkeypatch.setattr("attrace.analysis.aggregate.trace_statistics", None)
+    monkeypatch.setattr("attrace.analysis.studies.aggregate.trace_statistics", None)
 
     def told(self: RemoteFiles, name: str, local: Path) -> None:
         again.append(name)

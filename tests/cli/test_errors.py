@@ -12,7 +12,7 @@ import pytest
 import zarr
 from click.testing import Result
 
-from attrace.cli.errors import recorder_needed
+from attrace.cli.shared.errors import recorder_needed
 
 from .conftest import Run
 

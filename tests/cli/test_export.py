@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from attrace.analysis import llam, marginals, open_trace
-from attrace.cli.export import netcdf_has_groups
+from attrace.cli.shared.map_files import netcdf_has_groups
 
 from .conftest import Run
 
@@ -49,7 +49,7 @@ def test_netcdf_holds_every_score_when_asked(run: Run) -> None:
 
 def test_wrong_usage(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("export", "run.zarr", "-o", "run.csv").exit_code == 2
-    monkeypatch.setattr("attrace.cli.export_trace.netcdf_has_groups", lambda: False)
+    monkeypatch.setattr("attrace.cli.commands.export.netcdf_has_groups", lambda: False)
     refused = run("export", "run.zarr", "-o", "run.nc")
     assert refused.exit_code == 2
     assert "attrace[netcdf]" in refused.stderr

@@ -18,11 +18,11 @@ from support.commands import examples_of
 from support.models import box_mask, demo, picture
 
 from attrace.analysis import open_trace, ulam
-from attrace.analysis.faithfulness import first_of, picture_change
+from attrace.analysis.scores.faithfulness import first_of, picture_change
 from attrace.cli import main
-from attrace.recorder import faithfulness
-from attrace.recorder.faithfulness import regenerate
-from attrace.recorder.pipelines import first_picture
+from attrace.recorder.jobs import faithfulness
+from attrace.recorder.jobs.faithfulness import regenerate
+from attrace.recorder.jobs.pipelines import first_picture
 
 from .conftest import Run
 
@@ -129,7 +129,7 @@ class Runs:
 KILLED = """
 import os, signal, sys
 from attrace.cli import main
-from attrace.recorder import faithfulness
+from attrace.recorder.jobs import faithfulness
 
 made, calls = faithfulness.first_picture, []
 

@@ -13,8 +13,8 @@ import pytest
 from support.commands import box_mask, examples_of, noise_picture
 
 from attrace.cli import main
-from attrace.cli.options import CONTEXTS, DIRECTIONS, LEVELS, box, byte_size, kept_steps, pixel, size, step_range
 from attrace.cli.reference import command_reference
+from attrace.cli.shared.options import CONTEXTS, DIRECTIONS, LEVELS, box, byte_size, kept_steps, pixel, size, step_range
 from attrace.schemas import words
 
 from .conftest import Run

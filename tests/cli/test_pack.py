@@ -9,7 +9,7 @@ import pytest
 from support.server import serving
 
 from attrace.analysis import open_trace
-from attrace.analysis.remote import TAIL_BYTES
+from attrace.analysis.storage.remote_zip import TAIL_BYTES
 
 from .conftest import Run
 

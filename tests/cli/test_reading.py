@@ -115,14 +115,14 @@ def test_maps_as_netcdf_open_with_xarray(run: Run) -> None:
 
 
 def _has_groups() -> bool:
-    from attrace.cli.export import netcdf_has_groups
+    from attrace.cli.shared.map_files import netcdf_has_groups
 
     return netcdf_has_groups()
 
 
 @pytest.mark.usefixtures("trace")
 def test_netcdf_without_groups_holds_one_direction(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attrace.cli.export.netcdf_has_groups", lambda: False)
+    monkeypatch.setattr("attrace.cli.shared.map_files.netcdf_has_groups", lambda: False)
     result = run("maps", "run.zarr", "-o", "maps.nc")
     assert result.exit_code == 2
     assert "pip install 'attrace[netcdf]'" in result.stderr

@@ -295,7 +295,7 @@ def test_a_list_is_recorded_and_gone_on_with(run: Run, monkeypatch: pytest.Monke
     ]
     assert np.array_equal(open_trace("runs/b.zarr").images["reference"], np.asarray(picture(seed=0)))
 
-    monkeypatch.setattr("attrace.recorder.pipelines.load_pipeline", None)  # all is there: nothing is loaded
+    monkeypatch.setattr("attrace.recorder.jobs.pipelines.load_pipeline", None)  # all is there: nothing is loaded
     assert run(*options).stdout == "runs/a.zarr\nruns/b.zarr\n"
 
 
@@ -341,7 +341,7 @@ def test_a_list_is_sent_and_what_did_not_arrive_is_sent_again(
     assert open_trace("runs/b.zarr").status == "complete"
 
     lost.clear()
-    monkeypatch.setattr("attrace.recorder.pipelines.load_pipeline", None)  # all is here: nothing is loaded
+    monkeypatch.setattr("attrace.recorder.jobs.pipelines.load_pipeline", None)  # all is here: nothing is loaded
     sent.clear()
     result = run(*options)
     assert result.exit_code == 0, (result.output, result.exception)
@@ -413,7 +413,7 @@ def test_every_example_works(example: list[str], run: Run, tmp_path: Path) -> No
 
 
 def test_recording_without_torch_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("attrace.recorder.pipelines")]:
+    for name in [name for name in sys.modules if name.startswith("attrace.recorder.jobs.pipelines")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "diffusers", None)

@@ -15,8 +15,8 @@ from support.commands import box_mask, noise_picture
 from support.traces import make_trace
 
 from attrace.analysis import agreement, drift, hlam, imacs, open_trace, psnr, sram, tlam, ulam
-from attrace.analysis.places import places_of_box
-from attrace.analysis.verify import verify
+from attrace.analysis.integrity.verify import verify
+from attrace.analysis.scores.ground_truth import places_of_box
 
 from .conftest import Run
 
@@ -159,7 +159,7 @@ def test_score_compares_the_picture_with_the_truth(run: Run) -> None:
 @pytest.mark.usefixtures("trace")
 def test_score_says_what_lpips_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "attrace.analysis.perceptual.find_spec", lambda name: None if name == "torchvision" else "there"
+        "attrace.analysis.scores.perceptual.find_spec", lambda name: None if name == "torchvision" else "there"
     )
     result = run("score", "run.zarr", "--lpips")
     assert result.exit_code == 2
@@ -169,8 +169,8 @@ def test_score_says_what_lpips_needs(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 def test_score_prints_lpips_beside_the_others(run: Run, trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("skimage")
-    monkeypatch.setattr("attrace.analysis.trace_scores.require_lpips", lambda: None)
-    monkeypatch.setattr("attrace.analysis.trace_scores.lpips", lambda *_: 0.125)
+    monkeypatch.setattr("attrace.analysis.scores.trace_scores.require_lpips", lambda: None)
+    monkeypatch.setattr("attrace.analysis.scores.trace_scores.lpips", lambda *_: 0.125)
     PIL.Image.fromarray(open_trace(trace).images["generated"].values).save("truth.png")
     lines = run("score", "run.zarr", "--truth", "truth.png", "--lpips").stdout.splitlines()
     whole = next(line for line in lines if line.startswith("whole"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from attrace.analysis.places import places_of_box, places_on_grid
+from attrace.analysis.scores.ground_truth import places_of_box, places_on_grid
 from attrace.demo.data import SIZE, SampleMaker, mask_box, reference_position
 
 

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from attrace.demo.data import SIZE, SampleMaker
-from attrace.recorder.joblist import read_jobs
+from attrace.recorder.jobs.joblist import read_jobs
 
 samples = pytest.importorskip("attrace.demo.samples")
 

@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.traces import make_trace, site_class
 
 from attrace.analysis import open_trace, pack, ulam, unpack
-from attrace.analysis.diff import diff
-from attrace.analysis.repair import repair
-from attrace.analysis.verify import verify
+from attrace.analysis.integrity.diff import diff
+from attrace.analysis.integrity.repair import repair
+from attrace.analysis.integrity.verify import verify
 from attrace.schemas import AttraceError, codecs
 
 SECONDS_EACH = 60

@@ -31,7 +31,11 @@ def _checkout_files() -> Iterator[str]:
 
 
 def test_every_package_is_listed() -> None:
-    found = {name.removesuffix("/__init__.py").replace("/", ".") for name in _checkout_files() if "__init__" in name}
+    found = {
+        name.removesuffix("/__init__.py").replace("/", ".")
+        for name in _checkout_files()
+        if name.endswith("/__init__.py")
+    }
     assert set(PACKAGES) == found
 
 

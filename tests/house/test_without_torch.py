@@ -40,10 +40,10 @@ def test_the_guard_forbids() -> None:
 
 def test_reading_modules_import() -> None:
     _output("""
-import attrace.analysis, attrace.cli, attrace.recorder.store, attrace.schemas
+import attrace.analysis, attrace.cli, attrace.recorder.writing.store, attrace.schemas
 for package in (attrace.analysis, attrace.cli, attrace.schemas):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if module.name != "attrace.analysis.torch_kernel":
+        if module.name != "attrace.analysis.kernels.torch_kernel":
             importlib.import_module(module.name)
 """)
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from support.traces import MadeTrace, make_trace, site_class
 
-from attrace.recorder.store import TraceStore, new_manifest_fields
+from attrace.recorder.writing.store import TraceStore, new_manifest_fields
 from attrace.schemas import ArraySpec, Manifest, ModelIdentity, SiteClass, class_arrays, derived_arrays, root_arrays
 from attrace.schemas.export import load_json_schema
 from attrace.schemas.layout import KEY_STEP

@@ -7,8 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from support.manifests import json_values, small_manifest
 
 from attrace.schemas import TraceFormatError, TraceVersionError, parse_manifest

@@ -14,7 +14,7 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
-from attrace.recorder.store import TraceStore, new_manifest_fields
+from attrace.recorder.writing.store import TraceStore, new_manifest_fields
 from attrace.schemas import Manifest, ModelIdentity, SiteClass
 
 Array = NDArray[np.float64]

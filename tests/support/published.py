@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attrace.recorder.store import TraceStore
+from attrace.recorder.writing.store import TraceStore
 from attrace.schemas import Guidance, KeySegment, Manifest, ModelIdentity, Site, SiteClass
 from attrace.schemas.layout import KEY_STEP
 

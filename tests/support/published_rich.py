@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attrace.analysis.precompute import precompute
-from attrace.recorder.store import TraceStore
+from attrace.analysis.maps.precompute import precompute
+from attrace.recorder.writing.store import TraceStore
 from attrace.schemas import Guidance, KeySegment, Manifest, ModelIdentity, Site, SiteClass
 
 STEPS = 3

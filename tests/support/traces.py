@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attrace.recorder.store import TraceStore, new_manifest_fields
+from attrace.recorder.writing.store import TraceStore, new_manifest_fields
 from attrace.schemas import KeySegment, Manifest, ModelIdentity, Site, SiteClass
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attrace.analysis import open_trace, ulam
 from attrace.recorder import record
-from attrace.recorder.profile import FAMILIES
+from attrace.recorder.labels.profile import FAMILIES
 
 GUIDANCE = ("unconditional", "conditional")
 DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"

@@ -17,9 +17,9 @@ from support.truth import check_recording, kinds
 
 from attrace.analysis import open_trace, ulam
 from attrace.recorder import LabelWarning, record
-from attrace.recorder.call import PipelineCall
-from attrace.recorder.keys import Tokens
-from attrace.recorder.profile import find_profile
+from attrace.recorder.labels.call import PipelineCall
+from attrace.recorder.labels.keys import Tokens
+from attrace.recorder.labels.profile import find_profile
 from attrace.schemas import InputError
 
 # diffusers makes NumPy arrays of torch tensors in a way that NumPy 2 will refuse one day

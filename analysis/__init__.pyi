@@ -1,0 +1,46 @@
+from .explorer.write import write_report as write_report
+from .integrity.content import content_id as content_id
+from .integrity.diff import (
+    Difference as Difference,
+    diff as diff,
+)
+from .integrity.repair import repair as repair
+from .maps.attribution import (
+    hlam as hlam,
+    llam as llam,
+    tlam as tlam,
+    ulam as ulam,
+)
+from .maps.i2am import as_published as as_published
+from .maps.marginals import marginals as marginals
+from .maps.precompute import precompute as precompute
+from .maps.resampler import resampler_shares as resampler_shares
+from .maps.sram import sram as sram
+from .maps.tokens import token_map as token_map
+from .scores.correspondence import correspondence as correspondence
+from .scores.measures import (
+    Box as Box,
+    bounding_box as bounding_box,
+    imacs as imacs,
+    iou as iou,
+)
+from .scores.statistics import (
+    agreement as agreement,
+    correspondence_error as correspondence_error,
+    drift as drift,
+    effective_tokens as effective_tokens,
+    entropy as entropy,
+    mass as mass,
+    psnr as psnr,
+    ssim as ssim,
+)
+from .sharing.archive import unpack as unpack
+from .sharing.pack import pack as pack
+from .trace.trace import (
+    Trace as Trace,
+    open_trace as open_trace,
+)
+from .trace.traces import (
+    Traces as Traces,
+    open_traces as open_traces,
+)

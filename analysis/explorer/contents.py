@@ -1,0 +1,250 @@
+"""What a report knows: maps, quantised attention, pictures, words; plain data that the page is made of."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import dask.base
+import numpy as np
+from numpy.typing import NDArray
+
+from attrace.analysis.explorer.attention import Attention, attention_of, lazy_attention, quantised
+from attrace.analysis.explorer.pictures import UNITS, picture_pixels
+from attrace.analysis.explorer.plan import ReportClass, ReportPlan, Side, listed_keys, plan_report
+from attrace.analysis.figures.text import labels_along
+from attrace.analysis.maps.levels import level_maps
+from attrace.analysis.maps.resize import bicubic_matrix
+from attrace.analysis.maps.sram import picture_size
+from attrace.analysis.maps.strongest import strongest_patches
+from attrace.analysis.scores.trace_scores import TraceScores, score_trace, stored_mask
+from attrace.analysis.trace.trace import Trace
+from attrace.analysis.trace.weights import area_matrix, coverage
+from attrace.schemas import Direction, InputError
+
+PAGE_BYTES: Final = 2_000_000
+"""What the page takes beside its arrays: the scripts of Bokeh, tables, words."""
+
+LEVELS_OF_QUANTISATION: Final = (255, 127, 63, 31, 15)
+"""Whole numbers that a row of attention is stored in, from fine to coarse: what is coarser compresses better."""
+
+BYTES_PER_VALUE: Final = 0.7
+"""Upper bound of what one value takes at the coarsest of these, compressed, as text."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that a page shows."""
+
+    plan: ReportPlan
+    levels: int
+    """Whole numbers that a row of attention is stored in."""
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """By the names under which the page's script finds them."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Plain JSON for the page's script."""
+    scores: TraceScores = field(default_factory=TraceScores)
+    mask: NDArray[np.bool_] | None = None
+    """The mask over the generated picture."""
+
+
+def gather(trace: Trace, *, groups: int | None, limit: int) -> Contents:
+    """Compute what a report shows, in one go, and make it fit into so many bytes.
+
+    Raises
+    ------
+    InputError
+        If the trace has no finished step, no grid of queries or no scores, or the limit is too small.
+    """
+    if trace.pictures > 1 and trace.picture is None:
+        trace = trace.sel(picture=0)
+    pictures = {
+        f"picture_{side}": pixels
+        for side, name in (("generated", "generated"), ("reference", trace.reference_name))
+        if (pixels := picture_pixels(trace, name)) is not None
+    }
+    budget = limit - PAGE_BYTES - _text_bytes(pictures)
+    if budget <= 0:
+        raise InputError(f"limit: expected more than {PAGE_BYTES + _text_bytes(pictures)} bytes, found {limit}")
+    plan = plan_report(trace, groups, int(budget / BYTES_PER_VALUE))
+    maps = _level_maps(plan)
+    lazy = [lazy_attention(plan, one) for one in plan.classes]
+    computed, attended = dask.base.compute(maps, lazy)
+    drawn = {name: np.asarray(heat.values, np.float32) for name, heat in computed.items()}
+    flat = {name: values.reshape(-1, *values.shape[-2:]) for name, values in drawn.items()}
+    kept = [attention_of(plan, one, values) for one, values in zip(plan.classes, attended, strict=True)]
+    flat |= {f"class_{number}_shares": one.shares for number, one in enumerate(kept) if one.shares is not None}
+    stored, levels = _fitting(kept, budget - _text_bytes(flat))
+    mask = stored_mask(trace) if "mask" in trace.images else None
+    usable = mask is not None and bool(mask.any()) and not bool(mask.all())
+    return Contents(
+        plan,
+        levels,
+        pictures | flat | stored,
+        _facts(plan, kept, computed, mask if usable else None),
+        score_trace(trace, {"r2g": mask} if usable and mask is not None else {}),
+        mask if usable else None,
+    )
+
+
+def _level_maps(plan: ReportPlan) -> dict[str, Any]:
+    """Maps of every level and direction by name, as weights and relative to even attention, lazily."""
+    maps: dict[str, Any] = {}
+    for way in plan.directions:
+        for unit in UNITS:
+            made = level_maps(
+                plan.trace,
+                directions=[way],
+                groups=len(plan.spans),
+                size=plan.grids[way],
+                density=unit == "density",
+            )
+            maps |= {f"{name}_{unit}": heat for name, heat in made.items()}
+    return maps
+
+
+def _fitting(kept: list[Attention], budget: int) -> tuple[dict[str, NDArray[Any]], int]:
+    """The attention of every class in the finest whole numbers that fit, and how many these are."""
+    stored: dict[str, NDArray[Any]] = {}
+    for levels in LEVELS_OF_QUANTISATION:
+        for number, attention in enumerate(kept):
+            for way, rows in attention.rows.items():
+                whole, quanta = quantised(rows, levels)
+                stored[f"class_{number}_{way}"], stored[f"class_{number}_{way}_quanta"] = whole, quanta
+        if _text_bytes(stored) <= budget:
+            break
+    return stored, levels
+
+
+def _text_bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
+    """Bytes of arrays as the page holds them: compressed, as base64."""
+    return sum(len(base64.b64encode(gzip.compress(array.tobytes(), 6))) for array in arrays.values())
+
+
+def _facts(
+    plan: ReportPlan, kept: list[Attention], maps: Mapping[str, Any], mask: NDArray[np.bool_] | None
+) -> dict[str, Any]:
+    trace = plan.trace
+    layers = list(trace.layers)
+    regions = ["patch", "box"] + (["mask"] if mask is not None and "g2r" in plan.kept_directions else [])
+    labels = {name.rpartition("_")[0]: _labels(heat) for name, heat in maps.items()}
+    facts = {
+        "view": plan.view,
+        "directions": [way for way in ("g2r", "r2g") if way in plan.kept_directions],
+        "regions": regions,
+        "grids": plan.grids,
+        "sizes": {
+            "generated": picture_size(trace, "g2r")
+            if trace.manifest.image_size or "generated" in trace.images
+            else None,
+            "reference": picture_size(trace, "r2g")
+            if plan.view == "picture" and trace.reference_name in trace.images
+            else None,
+        },
+        "start": _start(plan, maps),
+        "layers": layers,
+        "heads": list(trace.heads),
+        "groups": group_labels(plan),
+        "tokens": list(token_labels(plan) or ()),
+        "units": UNITS,
+        "names": names_of(plan),
+        "classes": [
+            _class_facts(plan, one, attention, mask, layers) for one, attention in zip(plan.classes, kept, strict=True)
+        ],
+        "labels": labels,
+        "llam": {
+            way: [layers.index(path) for path in maps[f"llam_{way}_weight"]["layer"].values.tolist()]
+            for way in plan.directions
+        },
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(facts, allow_nan=False))
+    return plain
+
+
+def names_of(plan: ReportPlan) -> dict[str, str]:
+    """What the two sides are called."""
+    keys = "Text" if plan.trace.context == "text" else "Keys"
+    return {"generated": "Generated picture", "reference": "Reference" if plan.view == "picture" else keys}
+
+
+def _labels(heat: Any) -> list[str]:
+    dim = str(heat.dims[0])
+    return ["all steps, layers and heads"] if dim == "row" else labels_along(heat, dim)
+
+
+def _start(plan: ReportPlan, maps: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The patches that are chosen at first: those with the most attention."""
+    start = {"generated": [0, 0], "reference": [0, 0]}
+    for way, name in (("r2g", "generated"), ("g2r", "reference")):
+        heat = maps.get(f"ulam_{way}_density")
+        if heat is not None and bool(np.isfinite(heat.values).any()):
+            best = strongest_patches(plan.trace, heat)[0]
+            start[name] = [best.row, best.column]
+    return start
+
+
+def group_labels(plan: ReportPlan) -> list[str]:
+    """Which calls of the denoiser each group of steps holds."""
+    calls = [(int(plan.trace.time[span.start]), int(plan.trace.time[span.stop - 1])) for span in plan.spans]
+    return [f"step {first}" if first == last else f"steps {first}\N{EN DASH}{last}" for first, last in calls]
+
+
+def token_labels(plan: ReportPlan) -> tuple[str, ...] | None:
+    """Texts of the keys, where they are a list; their kinds where the texts are not known."""
+    if plan.view != "tokens":
+        return None
+    site_class = plan.classes[0].site_class
+    kinds = [segment.kind for segment in site_class.key_segments for _ in range(segment.count)]
+    texts = site_class.tokens or tuple(f"{place}: {kind}" for place, kind in enumerate(kinds))
+    return tuple(
+        texts[first] if size == 1 else f"padding (the mean of {size})" for first, size in listed_keys(site_class)
+    )
+
+
+def _class_facts(
+    plan: ReportPlan, one: ReportClass, attention: Attention, mask: NDArray[np.bool_] | None, layers: list[str]
+) -> dict[str, Any]:
+    ways: tuple[tuple[Direction, Side, Side], ...] = (("g2r", one.queries, one.keys), ("r2g", one.keys, one.queries))
+    covers, resizes, gains = {}, {}, {}
+    for way, chosen, shown in ways:
+        grid = plan.grids["r2g" if way == "g2r" else "g2r"]
+        covers[way] = _axes(area_matrix, grid, chosen.kept)
+        resizes[way] = None if shown.kept == plan.grids[way] else _axes(bicubic_matrix, shown.kept, plan.grids[way])
+        gains[way] = float(
+            np.prod(
+                [np.abs(bicubic_matrix(*pair)).sum(1).max() for pair in zip(shown.kept, plan.grids[way], strict=True)]
+            )
+        )
+    return {
+        "layers": [layers.index(path) for path in one.selected.paths],
+        "heads": list(one.selected.heads) if plan.heads_apart else [-1],
+        "counts": attention.counts.tolist(),
+        "queries": {"kept": one.queries.kept, "count": one.site_class.queries},
+        "keys": {"kept": one.keys.kept, "count": one.site_class.keys},
+        "cover": covers,
+        "resize": resizes,
+        "gain": gains,
+        "mask": None if mask is None else coverage(mask.astype(np.float64), one.queries.kept).ravel().tolist(),
+    }
+
+
+def _axes(matrix: Any, old: tuple[int, int], new: tuple[int, int]) -> dict[str, Any]:
+    """A matrix for each axis that takes a grid to another one."""
+    return {
+        name: matrix(*pair).tolist() for name, pair in zip(("rows", "columns"), zip(old, new, strict=True), strict=True)
+    }
+
+
+def scores_table(scores: TraceScores) -> list[list[str]]:
+    """The numbers of `attrace score` as lines of text, with a header."""
+    rows = [[row.score.replace("_", " "), row.of, _number(row.value), row.better] for row in scores.rows()]
+    return [["score", "of", "value", "better"], *rows]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "infinite" if value > 0 else "nothing to compare"

@@ -1,0 +1,102 @@
+"""Completing a trace that was cut off to a valid shorter one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import zarr
+
+from attrace.analysis.storage.folder import TraceFolder, require_folder_here
+from attrace.analysis.storage.store import StoredTrace, format_errors, open_store, unconsolidated
+from attrace.schemas import InputError, TraceExistsError, TraceFormatError
+from attrace.schemas.durable import sync_tree
+from attrace.schemas.layout import DERIVED, DERIVED_STEPS, MANIFEST_ATTRIBUTE
+from attrace.schemas.manifest import utc_now
+
+
+def repair(source: str | Path, target: str | Path | None = None) -> int:
+    """Close a trace whose recorder was killed: arrays are cut to the finished steps, and the manifest says how many.
+
+    Every finished step is kept, and nothing of them is written anew. A trace that was closed stays as it is, but for
+    metadata that disagreed. Do not repair a trace that is still being recorded.
+
+    Parameters
+    ----------
+    source
+        A folder.
+    target
+        Folder of the repaired copy; None repairs in place.
+
+    Returns
+    -------
+    int
+        Finished steps.
+
+    Raises
+    ------
+    InputError
+        If the trace is not a folder, or lacks scores.
+    TraceFormatError
+        If the finished steps have a hole, or an array that the manifest promises is absent or another.
+    TraceExistsError
+        If something is at `target`.
+    """
+    require_folder_here(source, "repair")
+    path = Path(source)
+    if not path.is_dir() and path.exists():
+        raise InputError(f"{path}: expected a folder; unpack a packed trace first")
+    steps = _whole_steps(_open(path))
+    if target is None:
+        with format_errors(f"trace {path} cannot be repaired: metadata of it cannot be read"):
+            _close(path, steps)
+        return steps
+    target = Path(target)
+    if target.exists():
+        raise TraceExistsError(f"{target} exists: choose another path")
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.copytree(path, partial, symlinks=True, ignore=shutil.ignore_patterns("*.partial"))
+        with format_errors(f"trace {path} cannot be repaired: metadata of it cannot be read"):
+            _close(partial, steps)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return steps
+
+
+def _open(path: Path) -> StoredTrace:
+    """The trace by the metadata of each array: the copy of all may be of another time."""
+    stored = open_store(path)
+    return StoredTrace(stored.path, unconsolidated(stored), stored.manifest)
+
+
+def _whole_steps(stored: StoredTrace) -> int:
+    """Number of finished steps, once every array is known to hold them."""
+    finished = stored.finished_places
+    if finished != tuple(range(len(finished))):
+        raise TraceFormatError(f"{stored.path}: the finished steps have a hole, which no recorder leaves: not repaired")
+    for path in stored.required_paths():
+        stored.array(path)
+    return len(finished)
+
+
+def _close(path: Path, steps: int) -> None:
+    for unfinished in path.rglob("*.partial"):
+        unfinished.unlink()
+    stored = _open(path)
+    root = zarr.open_group(TraceFolder(path), mode="r+", zarr_format=3, use_consolidated=False)
+    for name in stored.required_paths():
+        array = root[name]
+        if isinstance(array, zarr.Array) and array.metadata.dimension_names[0] == "time":  # type: ignore[union-attr, index]
+            array.resize((steps, *array.shape[1:]))
+    for one in stored.manifest.classes:
+        derived = stored.group(f"{one.group}/{DERIVED}")
+        if derived is not None and derived.attrs.get(DERIVED_STEPS) != steps:
+            del root[f"{one.group}/{DERIVED}"]
+    manifest = stored.manifest
+    status = "interrupted" if manifest.status == "recording" else manifest.status
+    manifest = manifest.replace(status=status, steps=steps, finished=manifest.finished or utc_now())
+    root.attrs[MANIFEST_ATTRIBUTE] = manifest.to_json()
+    zarr.consolidate_metadata(root.store)
+    sync_tree(path)

@@ -1,0 +1,124 @@
+"""Keeping the marginals of a trace in its store, so that a map is read instead of computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import zarr
+import zarr.codecs
+import zarr.storage
+
+from attrace.analysis.kernels.softmaxes import require_device
+from attrace.analysis.maps.marginals import all_marginals
+from attrace.analysis.storage.folder import require_folder_here
+from attrace.analysis.storage.store import reopen
+from attrace.analysis.trace.derived import open_derived
+from attrace.analysis.trace.source import require_scores
+from attrace.analysis.trace.trace import Trace, open_trace, trace_of
+from attrace.schemas import InputError, SiteClass, derived_arrays
+from attrace.schemas.durable import sync_tree
+from attrace.schemas.layout import DERIVED, DERIVED_STEPS, DERIVED_STEPS_PER_CHUNK
+
+
+def precompute(trace: Trace | str | Path, *, overwrite: bool = False, device: str | None = None) -> Trace:
+    """Compute the marginals of every class of a trace in one pass and keep them in its store.
+
+    Every context, branch, layer, head and finished step is taken, whatever is selected. Maps with the default queries
+    and keys then read them. A class stored in float64 is left out, as what is kept is float32.
+
+    Parameters
+    ----------
+    trace
+        The trace, or where it lies: a folder, or a store of Zarr that can be written.
+    overwrite
+        Compute also what is there and up to date, and not only what is missing or covers other steps.
+    device
+        Compute with torch, as in `marginals`.
+
+    Returns
+    -------
+    Trace
+        The trace, opened anew, with nothing selected.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be written: a `.zip`, or one at an address; if the trace is a copy without scores; or if
+        there is no such device.
+    ImportError
+        If a device is given and torch is not installed.
+
+    Notes
+    -----
+    What is kept counts once the number of steps is written beside it, after everything else: a run that is cut off
+    leaves a trace that computes its maps as before. A recording that goes on makes it out of date.
+    """
+    require_device(device)
+    whole = trace_of(reopen((open_trace(trace) if isinstance(trace, str | Path) else trace).stored))
+    wanted = [
+        one
+        for one in whole.manifest.classes
+        if one.dtype != "float64" and (overwrite or open_derived(whole.stored, one, whole.steps) is None)
+    ]
+    if not wanted or whole.steps == 0:
+        return whole
+    require_scores(whole.stored)
+    require_folder_here(whole.path, "precompute")
+    root = _writable_root(whole)
+    consolidated = whole.stored.root.metadata.consolidated_metadata is not None
+    _withdraw(root, wanted, consolidated)
+    _write_marginals(whole, root, wanted, device)
+    _announce(whole, root, wanted, consolidated)
+    return trace_of(reopen(whole.stored))
+
+
+def _writable_root(trace: Trace) -> zarr.Group:
+    store = trace.stored.root.store
+    if isinstance(store, zarr.storage.ZipStore):
+        raise InputError(f"{trace.path} is a .zip, which cannot be added to: unpack it first (attrace unpack)")
+    try:
+        return zarr.open_group(store.with_read_only(False), mode="r+", use_consolidated=False)
+    except (NotImplementedError, ValueError, PermissionError) as error:
+        raise InputError(f"{trace.path} cannot be written ({error}): copy it to a folder first") from error
+
+
+def _withdraw(root: zarr.Group, site_classes: Sequence[SiteClass], consolidated: bool) -> None:
+    """Take back that the old marginals count, also in the consolidated metadata, before any of them changes."""
+    for site_class in site_classes:
+        path = f"{site_class.group}/{DERIVED}"
+        if path in root:
+            root[path].attrs.pop(DERIVED_STEPS, None)
+    if consolidated:
+        zarr.consolidate_metadata(root.store)
+    for site_class in site_classes:
+        path = f"{site_class.group}/{DERIVED}"
+        if path in root:
+            del root[path]
+
+
+def _write_marginals(trace: Trace, root: zarr.Group, site_classes: Sequence[SiteClass], device: str | None) -> None:
+    """Compute the marginals of the classes, all in one go, and store them."""
+    length = trace.step_places[-1] + 1
+    sources: list[da.Array] = []
+    targets: list[Any] = []
+    for site_class in site_classes:
+        group = root.require_group(f"{site_class.group}/{DERIVED}")
+        lazy: dict[str, da.Array] = dict(all_marginals(trace, site_class, length, device).items())
+        for spec in derived_arrays(site_class, length):
+            sources.append(lazy[spec.name].rechunk({0: DERIVED_STEPS_PER_CHUNK}))
+            # not compressed: these numbers hardly shrink, and reading them is what makes a map instant
+            targets.append(group.create_array(**spec.creation, compressors=[zarr.codecs.Crc32cCodec()]))
+    da.store(sources, targets, lock=False)
+
+
+def _announce(trace: Trace, root: zarr.Group, site_classes: Sequence[SiteClass], consolidated: bool) -> None:
+    """Say that the marginals count: the last thing that is written."""
+    for site_class in site_classes:
+        if isinstance(root.store, zarr.storage.LocalStore):
+            sync_tree(root.store.root / site_class.group / DERIVED)
+        root[f"{site_class.group}/{DERIVED}"].attrs[DERIVED_STEPS] = trace.steps
+    if consolidated:
+        zarr.consolidate_metadata(root.store)

@@ -1,1 +1,0 @@
-"""An interactive report of a trace: one HTML file that needs neither a server nor a network."""

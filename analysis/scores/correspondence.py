@@ -1,0 +1,139 @@
+"""Which part of the reference each generated patch looks at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from numpy.typing import NDArray
+
+from attrace.analysis.kernels.softmaxes import summed_softmax_over_keys
+from attrace.analysis.kernels.workspace import Workspace
+from attrace.analysis.maps.marginals import select_values
+from attrace.analysis.trace.blocks import array_of_blocks, split
+from attrace.analysis.trace.selected import SelectedClass
+from attrace.analysis.trace.selection import Layers
+from attrace.analysis.trace.source import ClassSource
+from attrace.analysis.trace.trace import Trace
+from attrace.analysis.trace.weights import picture_segment
+from attrace.schemas import InputError
+
+SCORES_PER_TASK: Final = 2**24
+"""Softmax values that a task holds; a layer with more is split along its queries."""
+
+
+def correspondence(trace: Trace, *, layers: Layers = None) -> xr.DataArray:
+    """Place in the reference that each generated patch attends to most.
+
+    Parameters
+    ----------
+    trace
+        The trace, or a selection of it.
+    layers
+        Module paths or globs of the layers to take; None for all whose keys lie on a grid.
+
+    Returns
+    -------
+    xarray.DataArray
+        (layer, query_row, query_column, axis), lazy, float64: row and column, in cells of the layer's key grid, of
+        the largest softmax over keys averaged over the selected steps and heads. NaN where a layer was never called.
+        The softmax runs over all keys; the largest is sought among those on the grid. The coordinates `key_rows` and
+        `key_columns` (layer) tell the size of each key grid.
+
+    Raises
+    ------
+    InputError
+        If no selected layer has keys on a grid, or the query grids of the selected layers differ: select layers of
+        one grid.
+    SelectionError
+        If `layers` names no layer.
+    """
+    chosen = trace if layers is None else trace.sel(layer=layers)
+    usable = [one for one in chosen.classes if one.site_class.query_grid and picture_segment(one.site_class)]
+    if not usable or chosen.steps == 0:
+        raise InputError(
+            f"trace {trace.path}: no selected layer has finished steps and both queries and keys on a grid, so there "
+            "is no place in the reference to find"
+        )
+    grids = {one.site_class.query_grid for one in usable}
+    if len(grids) > 1:
+        listed = ", ".join(f"{rows} x {columns}" for rows, columns in sorted(grid for grid in grids if grid))
+        raise InputError(
+            f"trace {trace.path}: the selected layers have different query grids ({listed}); select layers of one, as "
+            "in {layer: correspondence(trace, layers=layer) for layer in trace.layers}"
+        )
+    found = xr.concat([_class_places(chosen, one) for one in usable], "layer")
+    found = found.isel(layer=np.argsort(found["call_order"].values, kind="stable")).drop_vars("call_order")
+    return found.rename("correspondence").assign_attrs(
+        long_name="place of the largest softmax over keys, averaged over steps and heads",
+        units="cells of the key grid",
+        source=trace.path,
+        steps=chosen.steps,
+    )
+
+
+@dataclass(frozen=True)
+class _PlacePlan:
+    """What finds the places of one class."""
+
+    selected: SelectedClass
+    steps: tuple[int, ...]
+    keys: slice
+    """The keys that lie on the grid."""
+    columns: int
+    """Columns of that grid."""
+
+
+def _class_places(trace: Trace, selected: SelectedClass) -> xr.DataArray:
+    """Places of a class: (layer, query_row, query_column, axis)."""
+    site_class = selected.site_class
+    picture, grid = picture_segment(site_class), site_class.query_grid
+    assert picture is not None and picture[1].grid is not None and grid is not None  # noqa: PT018 chosen by the caller
+    key_rows, key_columns = picture[1].grid
+    plan = _PlacePlan(selected, trace.step_places, picture[0], key_columns)
+    rows_per_task = max(1, SCORES_PER_TASK // (site_class.keys * grid[1]))
+    blocks = split(tuple(range(site_class.queries)), rows_per_task * grid[1])
+    places = array_of_blocks(
+        _SearchForPlaces(plan, blocks, ClassSource.of(trace.stored, site_class)),
+        f"correspondence-{tokenize(trace, selected.group, rows_per_task)}",
+        ((1,) * len(selected.layers), tuple(map(len, blocks)), (2,)),
+        np.dtype(np.float64),
+    )
+    on_grid = places.reshape(len(selected.layers), *grid, 2)
+    count = len(selected.layers)
+    coordinates: dict[str, Any] = {
+        "layer": np.array(selected.paths, dtype=np.str_),
+        "axis": ["row", "column"],
+        "key_rows": ("layer", [key_rows] * count),
+        "key_columns": ("layer", [key_columns] * count),
+        "call_order": ("layer", [site_class.sites[layer].order for layer in selected.layers]),
+    }
+    return xr.DataArray(on_grid, coordinates, ("layer", "query_row", "query_column", "axis"))
+
+
+@dataclass(frozen=True)
+class _SearchForPlaces:
+    """Gives row and column of the largest key of some queries of one layer: (1, query, 2)."""
+
+    plan: _PlacePlan
+    blocks: tuple[tuple[int, ...], ...]
+    source: ClassSource
+
+    def __call__(self, block: tuple[int, ...]) -> NDArray[np.float64]:
+        selected, queries = self.plan.selected, np.array(self.blocks[block[1]])
+        total: NDArray[np.float64] | None = None
+        workspace = Workspace()
+        for values in self.source.read(self.plan.steps, selected.layers[block[0]]):
+            if values is not None:
+                wanted = select_values(values, selected.heads, queries, slice(None))
+                softmax = summed_softmax_over_keys(wanted, workspace=workspace)[:, self.plan.keys]
+                total = softmax if total is None else total + softmax
+        if total is None:
+            return np.full((1, len(queries), 2), np.nan)
+        best = np.argmax(total, axis=1)
+        places = np.stack([best // self.plan.columns, best % self.plan.columns], axis=1).astype(np.float64)
+        places[np.isnan(total).any(axis=1)] = np.nan
+        return places[None]

@@ -1,0 +1,42 @@
+"""The cache of marginals in a store: whether it counts, and reading it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attrace.analysis.storage.store import StoredArray, StoredTrace
+from attrace.schemas import SiteClass, TraceFormatError, derived_arrays
+from attrace.schemas.layout import DERIVED, DERIVED_STEPS
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The kept marginals of a class: float32 (time, layer, head, query or key)."""
+
+    r2g: StoredArray
+    g2r: StoredArray
+
+    def read(self, quantity: str, steps: Sequence[int], layer: int, heads: Sequence[int]) -> NDArray[np.float32]:
+        """Marginals of one layer in some steps: (time, 1, head, query or key)."""
+        array = self.r2g if quantity == "r2g" else self.g2r
+        first = min(steps)
+        values = array[first : max(steps) + 1, layer : layer + 1]
+        if list(steps) != list(range(first, first + len(values))):
+            values = values[np.asarray(steps) - first]
+        return values if len(heads) == values.shape[2] else values[:, :, list(heads)]
+
+
+def open_derived(stored: StoredTrace, site_class: SiteClass, finished_steps: int) -> Derived | None:
+    """The kept marginals of a class; None where there are none, or they do not cover exactly the finished steps."""
+    path = f"{site_class.group}/{DERIVED}"
+    group = stored.group(path)
+    if group is None or group.attrs.get(DERIVED_STEPS) != finished_steps:
+        return None
+    try:
+        return Derived(**{spec.name: stored.array(f"{path}/{spec.name}") for spec in derived_arrays(site_class, 0)})
+    except TraceFormatError:  # a cache may always be ignored
+        return None

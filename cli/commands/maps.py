@@ -1,0 +1,104 @@
+"""`attrace maps`: compute maps and write them with their labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attrace.cli.shared.destination import Destination
+from attrace.cli.shared.map_files import directions_of, writer_for
+from attrace.cli.shared.options import (
+    compat_option,
+    density_option,
+    direction_option,
+    examples,
+    json_option,
+    level_option,
+    overwrite_option,
+    resampler_option,
+    select,
+    selection_options,
+    size_option,
+    trace_argument,
+)
+from attrace.cli.shared.output import dask_progress, print_json, print_table
+
+if TYPE_CHECKING:
+    from attrace.analysis.maps.i2am import Compat
+    from attrace.analysis.maps.resampler import Resampler
+    from attrace.schemas import Direction, Level
+
+
+@click.command(
+    epilog=examples(
+        "attrace maps run.zarr -o maps.npz",
+        "attrace maps run.zarr -o maps.zarr --level ulam --level llam --direction g2r",
+        'attrace maps run.zarr -o early.npz --steps 0:9 --layers "up_blocks.*" --size 64x64',
+    )
+)
+@trace_argument
+@click.option(
+    "-o", "--output", metavar="PATH", required=True, help="A .npz, .zarr or .nc file to write; may be an address."
+)
+@level_option
+@direction_option
+@click.option("--groups", type=click.IntRange(min=1), help="Groups of steps of the time-level maps; 5 by default.")
+@size_option
+@density_option
+@compat_option
+@resampler_option
+@selection_options
+@overwrite_option
+@json_option
+def maps(
+    trace: str,
+    output: str,
+    level: tuple[Level, ...],
+    direction: tuple[Direction, ...],
+    groups: int | None,
+    size: tuple[int, int] | None,
+    density: bool | None,
+    compat: Compat,
+    resampler: Resampler,
+    overwrite: bool,
+    as_json: bool,
+    **selection: Any,
+) -> None:
+    """Compute maps and write them with their labels.
+
+    Levels: ulam (one map), tlam (groups of steps), hlam (heads), llam (layers). The suffix of the output says how it
+    is written; .npz needs nothing but NumPy to be read, .zarr and .nc open with xarray.
+    """
+    from attrace.analysis.maps.levels import compute_together, level_maps
+
+    target = Destination(output)
+    target.check(overwrite=overwrite)
+    chosen = select(trace, **selection)
+    lazy = level_maps(
+        chosen,
+        levels=level,
+        directions=direction or None,
+        groups=groups,
+        size=size,
+        density=bool(density),
+        compat=compat,
+        resampler=resampler,
+    )
+    write = writer_for(target, directions_of(lazy))
+    with dask_progress():
+        computed = compute_together(lazy)
+    target.write(lambda path: write(computed, path))
+    if as_json:
+        print_json(
+            {
+                "output": output,
+                "maps": {name: {"dims": dict(heat.sizes), **heat.attrs} for name, heat in computed.items()},
+            }
+        )
+        return
+    rows = [["map", "dims", "smallest", "mean", "largest"]]
+    for name, heat in computed.items():
+        dims = " ".join(f"{dim}={length}" for dim, length in heat.sizes.items())
+        rows.append([name, dims, *(f"{float(value):.4g}" for value in (heat.min(), heat.mean(), heat.max()))])
+    print_table(rows, right=(2, 3, 4))

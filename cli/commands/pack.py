@@ -1,0 +1,90 @@
+"""`attrace pack` and `attrace unpack`: a trace as one file, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attrace.cli.shared.options import (
+    LocalPath,
+    citation_option,
+    comma_list,
+    examples,
+    licence_option,
+    overwrite_option,
+    step_range,
+    text_or_file,
+    trace_argument,
+)
+from attrace.cli.shared.output import bytes_text, check_output, chunk_progress, say
+
+if TYPE_CHECKING:
+    from attrace.analysis.sharing.pack import Part
+
+
+@click.command(
+    epilog=examples(
+        "attrace pack run.zarr run.zarr.zip",
+        'attrace pack run.zarr small.zip --without images,prompts --layers "up_blocks.*" --steps 0:4',
+        'attrace pack run.zarr paper.zip --licence CC-BY-4.0 --citation "A. Author, 2026" --codec auto',
+    )
+)
+@trace_argument
+@click.argument("packed", type=LocalPath("pack to a file here, then attrace push it"), metavar="PACKED")
+@click.option("--without", type=comma_list, metavar="PART,...", help="Leave out images, prompts or arguments.")
+@click.option("--layers", multiple=True, metavar="GLOB", help="Keep these layers, by module path; may be repeated.")
+@click.option("--steps", type=step_range, metavar="FIRST:LAST", help="Keep these steps, both ends included.")
+@click.option("--only", type=click.Choice(("derived",)), help="Keep only the maps that attrace precompute made.")
+@click.option(
+    "--codec", metavar="NAME", help="Compress anew: auto, as recorded by default; zstd-1 to zstd-22; or none."
+)
+@licence_option
+@citation_option
+@overwrite_option
+def pack(
+    trace: str,
+    packed: Path,
+    without: tuple[Part, ...] | None,
+    layers: tuple[str, ...],
+    only: str | None,
+    citation: str | None,
+    **options: Any,
+) -> None:
+    """Pack a trace, or a part of it, into one zip file.
+
+    Every command reads the file as it is, from disk or an address. What is left out is named in it. Written whole or
+    not at all; the same trace gives the same bytes.
+    """
+    from attrace.analysis import pack as pack_trace
+
+    check_output(packed, overwrite=options["overwrite"])
+    with chunk_progress("packing") as progress:
+        pack_trace(
+            trace,
+            packed,
+            without=without or (),
+            layers=layers or None,
+            only_derived=only is not None,
+            citation=text_or_file(citation),
+            progress=progress,
+            **options,
+        )
+    say(bytes_text(packed.stat().st_size))
+    click.echo(str(packed))
+
+
+@click.command(epilog=examples("attrace unpack packed.zip unpacked.zarr"))
+@click.argument("packed", type=LocalPath("attrace pull it, then unpack it"), metavar="PACKED")
+@click.argument("trace", type=LocalPath("unpack it here, then attrace push it"), metavar="TRACE")
+@overwrite_option
+def unpack(packed: Path, trace: Path, overwrite: bool) -> None:
+    """Unpack a trace into a folder.
+
+    Refuses a file that would write elsewhere: absolute names, `..`, links. Written whole or not at all.
+    """
+    from attrace.analysis import unpack as unpack_trace
+
+    check_output(trace, overwrite=overwrite)
+    click.echo(str(unpack_trace(packed, trace, overwrite=overwrite)))

@@ -1,0 +1,145 @@
+"""`attrace sram`: where chosen patches look."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attrace.cli.shared.destination import Destination
+from attrace.cli.shared.inputs import read_mask
+from attrace.cli.shared.map_files import writer_for
+from attrace.cli.shared.options import (
+    DIRECTIONS,
+    box,
+    compat_option,
+    density_option,
+    examples,
+    json_option,
+    overwrite_option,
+    pixel,
+    resampler_option,
+    select,
+    selection_options,
+    size_option,
+    trace_argument,
+)
+from attrace.cli.shared.output import dask_progress, print_json, print_table
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from attrace.analysis import Trace
+    from attrace.analysis.maps.i2am import Compat
+    from attrace.analysis.maps.resampler import Resampler
+    from attrace.schemas import Direction
+
+PICTURES = (".png", ".pdf", ".svg")
+
+
+@click.command(
+    epilog=examples(
+        "attrace sram run.zarr --at 16,12",
+        "attrace sram run.zarr --at 16,12 -o sram.png",
+        "attrace sram run.zarr --box 8,4,24,20 --steps 5: -o sram.npz --json",
+        "attrace sram run.zarr --at 10,10 --direction r2g -o acts.pdf",
+    )
+)
+@trace_argument
+@click.option("--at", type=pixel, metavar="ROW,COLUMN", help="A pixel of the generated picture (r2g: the reference).")
+@click.option("--box", "box_", type=box, metavar="TOP,LEFT,BOTTOM,RIGHT", help="A box of pixels; ends not included.")
+@click.option("--mask", metavar="FILE", help="A picture that is white where patches are chosen.")
+@click.option(
+    "--direction",
+    type=click.Choice(DIRECTIONS),
+    default="g2r",
+    show_default=True,
+    help="g2r: what generated patches use of the reference; r2g: where reference patches act.",
+)
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Strongest patches to list.")
+@click.option("-o", "--output", metavar="PATH", help="A .png, .pdf, .svg, .npz, .zarr or .nc file; may be an address.")
+@size_option
+@density_option
+@compat_option
+@resampler_option
+@selection_options
+@overwrite_option
+@json_option
+def sram(
+    trace: str,
+    at: tuple[int, int] | None,
+    box_: tuple[int, int, int, int] | None,
+    mask: str | None,
+    direction: Direction,
+    top: int,
+    output: str | None,
+    size: tuple[int, int] | None,
+    density: bool | None,
+    compat: Compat,
+    resampler: Resampler,
+    overwrite: bool,
+    as_json: bool,
+    **selection: Any,
+) -> None:
+    """Show what chosen patches use of the reference.
+
+    Choose with one of --at, --box and --mask. Lists the strongest patches of the other picture, in cells of the map and
+    in pixels of the picture, and writes the map as a picture or as data with -o.
+    """
+    from attrace.analysis import sram as chosen_map
+
+    choices = [choice for choice in (at, box_, mask) if choice is not None]
+    if len(choices) != 1:
+        raise click.UsageError("choose patches with exactly one of --at, --box and --mask")
+    target = None if output is None else Destination(output)
+    if target is not None:
+        if target.suffix not in PICTURES:
+            writer_for(target, [direction])
+        target.check(overwrite=overwrite)
+    place = choices[0] if mask is None else read_mask(mask, "--mask")
+    chosen = select(trace, **selection)
+    with dask_progress():
+        heat = chosen_map(
+            chosen,
+            place,
+            direction=direction,
+            size=size,
+            density=bool(density),
+            compat=compat,
+            resampler=resampler,
+        ).compute()
+    if target is not None:
+        _write(chosen, heat, place, target)
+    _tell(chosen, heat, top, output, as_json=as_json)
+
+
+def _write(trace: Trace, heat: xr.DataArray, place: Any, target: Destination) -> None:
+    if target.suffix not in PICTURES:
+        write = writer_for(target, [str(heat.attrs["direction"])])
+        target.write(lambda path: write({str(heat.name): heat}, path))
+        return
+    from attrace.analysis.figures import draw_chosen, save_figure
+
+    target.write(lambda path: save_figure(draw_chosen(trace, heat, place), path))
+
+
+def _tell(trace: Trace, heat: xr.DataArray, top: int, output: str | None, *, as_json: bool) -> None:
+    from attrace.analysis.maps.strongest import strongest_patches
+
+    patches = strongest_patches(trace, heat, top)
+    if as_json:
+        print_json(
+            {
+                "direction": heat.attrs["direction"],
+                "grid": [heat.sizes["row"], heat.sizes["column"]],
+                "patches": [patch._asdict() for patch in patches],
+                "output": output,
+            }
+        )
+        return
+    rows = [["row", "column", "pixel", "weight", "share"]]
+    rows += [
+        [str(one.row), str(one.column), ",".join(map(str, one.pixel)), f"{one.weight:.4g}", f"{one.share:.1%}"]
+        for one in patches
+    ]
+    print_table(rows, right=(0, 1, 2, 3, 4))

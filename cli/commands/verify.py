@@ -1,0 +1,40 @@
+"""`attrace verify`: check a trace."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from attrace.cli.shared.errors import INVALID_TRACE
+from attrace.cli.shared.options import examples, json_option, trace_argument
+from attrace.cli.shared.output import chunk_progress, print_json
+
+
+@click.command(epilog=examples("attrace verify run.zarr"))
+@trace_argument
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, trace: str, as_json: bool) -> None:
+    """Check every part of a trace against the format.
+
+    Reads every chunk: structure, checksums, finite values, finished steps. Prints each problem with the array and chunk
+    at fault; exits with 3 if there is one.
+    """
+    from attrace.analysis.integrity.verify import verify as check
+
+    with chunk_progress("reading") as progress:
+        report = check(trace, progress=progress)
+    if as_json:
+        print_json({**asdict(report), "sound": report.sound})
+    else:
+        for problem in report.problems:
+            click.echo(f"problem: {problem}")
+        for note in report.notes:
+            click.echo(f"note: {note}")
+        verdict = "sound" if report.sound else f"{len(report.problems)} problems"
+        click.echo(f"{trace}: {verdict}; {report.steps} steps, {report.arrays} arrays, {report.chunks} chunks read")
+        if report.content_id is not None:
+            click.echo(f"content {report.content_id}")
+    if not report.sound:
+        ctx.exit(INVALID_TRACE)

@@ -1,0 +1,405 @@
+"""`record`: the one thing that a user of the recorder calls."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from torch import nn
+
+from attrace.recorder.capture.methods import CaptureName, choose_methods
+from attrace.recorder.capture.sites import (
+    Candidate,
+    find_candidates,
+    find_denoiser,
+    find_network,
+    refuse_hidden,
+    select_candidates,
+)
+from attrace.recorder.labels.joint import refuse_unknown_layout
+from attrace.recorder.labels.keys import Grid
+from attrace.recorder.labels.profile import (
+    JOINED_RULES,
+    Profile,
+    find_profile,
+    guess_joint,
+    guess_profile,
+    named_profile,
+    rule_of,
+    with_context,
+)
+from attrace.recorder.session.options import RunOptions
+from attrace.recorder.session.problems import writer_problem
+from attrace.recorder.session.provenance import dtype_and_device, identify, software_versions
+from attrace.recorder.session.run import DenoiserRecorder
+from attrace.recorder.session.select import Steps, select_steps
+from attrace.recorder.writing.encode import EncodingChoice
+from attrace.recorder.writing.images import Images
+from attrace.recorder.writing.sink import TraceSink
+from attrace.recorder.writing.store import TraceStore, check_room, new_manifest_fields
+from attrace.recorder.writing.writer import BackgroundWriter
+from attrace.schemas import AttraceError, Context, InputError, Manifest, Status, terms_of_use
+from attrace.schemas.codecs import Codec
+
+Choice = TypeVar("Choice", bound=str)
+
+TracePath = str | PathLike[str]
+
+
+class RecordingWarning(UserWarning):
+    """The model ran to its end, but its recording failed: the trace holds the steps before, or some layers less."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a recording did."""
+
+    steps: int
+    """Recorded steps."""
+    sites: int
+    """Recorded attention calls of one step, in every kept branch."""
+    bytes_written: int
+    """Bytes of all arrays, before compression."""
+    estimated_bytes: int
+    """What was expected after the first step."""
+    waited_seconds: float
+    """How long the model waited for the writer."""
+
+
+def record(
+    model: Any,
+    path: TracePath | Sequence[TracePath],
+    *,
+    reference: Any = None,
+    mask: Any = None,
+    input: Any = None,  # noqa: A002
+    seed: int | None = None,
+    context: Context | Sequence[Context] | None = None,
+    layers: str | Iterable[str] | None = None,
+    steps: Steps = None,
+    encoding: EncodingChoice = "auto",
+    capture: CaptureName = "auto",
+    guidance: Sequence[str] | None = None,
+    branch: str | Sequence[str] = "conditional",
+    key_grid: Grid | None = None,
+    tokens: Sequence[str] | None = None,
+    self_attention: bool = False,
+    allow_gaps: bool = False,
+    profile: Profile | str | None = None,
+    network: str | None = None,
+    model_id: str | None = None,
+    revision: str | None = None,
+    prompts: bool = True,
+    licence: str | None = None,
+    citation: str | None = None,
+    codec: Codec = "auto",
+    queue_bytes: int = 256 * 2**20,
+    limit_bytes: int | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> Recording:
+    """Record the attention of a diffusion model while it runs.
+
+    Queries and keys are copied as the model computes them; the model, its attention kernels and its result stay as
+    they are, bit for bit. Every call of the denoiser inside the `with` block is a step of the trace.
+
+    Parameters
+    ----------
+    model
+        A diffusers pipeline, or a denoiser (any torch module whose attention modules have `to_q`, `to_k`, `heads`).
+    path
+        Folder to write the trace to; for a batch a list of folders, one for each sample.
+    reference, mask, input
+        Pictures to keep in the trace (see `Images`); more can be set in `recording.images`.
+    seed
+        Seed of the run, for the manifest.
+    context
+        What the keys are, where the pipeline does not tell. Of attention over several contexts at once (Flux, SD3,
+        Qwen-Image; a reference network that joins keys), which to record; by default the references, and the text
+        where there are none.
+    layers
+        Glob patterns of module paths to record, such as `"up_blocks.*"`; all by default.
+    steps
+        Calls of the denoiser to record, counted from 0: a slice or numbers; all by default.
+    encoding
+        `"scores"`, `"factors"`, or `"auto"`: for each layer the one that takes fewer bytes over the whole run.
+        Scores are float32 (float64 of a float64 model); factors are what the model computed with (bfloat16 as float32).
+    capture
+        `"hooks"` on the query and key projections, interception of the `"attention"` call, or `"auto"`: hooks,
+        unless queries and keys are normalised after their projections.
+    guidance
+        Names of the blocks of a guided batch, in order, such as `("unconditional", "conditional")`; a pipeline
+        knows them. Where the batch has one row for each path, those of the calls that make one step, in order.
+    branch
+        Which of them to keep; `"both"` keeps all.
+    key_grid
+        Rows and columns of the keys; a class token may come before them. Of joint attention, those of a reference
+        whose tokens end the text (Flux Redux).
+    tokens
+        Texts of the keys, where they are text and the pipeline does not know them.
+    self_attention
+        Record self-attention too.
+    allow_gaps
+        Accept that layers are skipped in some steps, as block caches do; the gaps are missing values in the trace.
+    profile
+        What is known of the pipeline, or the name of a profile (`docs/models.md`); found by its class or its modules by
+        default.
+    network
+        Attribute of the pipeline that holds the network to record, such as `"controlnet"`, in place of its denoiser.
+        Two networks of one run are two recordings, one inside the other.
+    model_id, revision
+        Where the model is from, for the manifest; a diffusers pipeline knows its own `model_id`.
+    prompts
+        Keep prompts and their tokens in the trace.
+    licence
+        Terms under which the trace may be used: an SPDX expression such as `CC-BY-4.0`, or a line of text.
+    citation
+        How to cite the trace: text, or a BibTeX or CFF block.
+    codec
+        Compression: `"zstd"`, `"none"`, or `"auto"`: zstd, behind a byte shuffle where that makes chunks smaller.
+    queue_bytes
+        Bytes that may wait for the disk before the model does. The first step is held whole beside them, until it
+        tells which arrays there are.
+    limit_bytes
+        Bytes that the arrays of all samples may take before compression. A recording that would take more writes
+        nothing; the model's run goes on, and `SizeLimitError` is the problem at the end of the `with` block.
+    strict
+        Raise at the end of the `with` block what went wrong with the recording alone (a full disk, a trace that
+        vanished, a layer that was skipped). By default that is a `RecordingWarning`, so that the run's picture is not
+        lost with its trace; `recording.problem` holds it.
+    overwrite
+        Replace traces that are there.
+
+    Returns
+    -------
+    Recording
+        A context manager. `images` are the pictures, `paths` the traces, `statistics` what it did, `problem` what went
+        wrong.
+
+    Raises
+    ------
+    InputError
+        If an argument does not fit the model; at once, or in the first step where only that can tell.
+    CaptureError
+        If the model's attention cannot be captured (before the run where that can be known, else in the first step),
+        or, if `strict`, was not captured whole (at the end). Also at the end if the denoiser was never called.
+    TraceExistsError
+        If something is at `path` already.
+
+    Examples
+    --------
+    >>> with record(pipe, "run.zarr", reference=ref, mask=mask, seed=0) as recording:  # doctest: +SKIP
+    ...     recording.images["generated"] = pipe(...).images[0]
+    """
+    paths = _paths(path)
+    images = Images(len(paths))
+    for name, picture in (("reference", reference), ("input", input), ("mask", mask)):
+        if picture is not None:
+            images[name] = picture
+    contexts = None if context is None else (context,) if isinstance(context, str) else tuple(context)
+    profile = _resolve_profile(model, profile, contexts)
+    denoiser = find_network(model, network) if network else find_denoiser(model, profile.denoiser)
+    patterns = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
+    found = find_candidates(denoiser)
+    if any(one.joint for one in found):
+        refuse_unknown_layout(denoiser)
+        profile = profile if profile.joint else guess_joint(profile, model)
+    candidates = tuple(_mark_joined(one, profile) for one in select_candidates(found, patterns))
+    refuse_hidden(denoiser, candidates)
+    methods = choose_methods(candidates, _one_of("capture", capture, ("auto", "hooks", "attention")))
+    options = RunOptions(
+        profile=profile,
+        samples=len(paths),
+        steps=select_steps(steps),
+        encoding=_one_of("encoding", encoding, ("auto", "scores", "factors")),
+        guidance=None if guidance is None else tuple(guidance),
+        branch=branch if isinstance(branch, str) else tuple(branch),
+        contexts=contexts,
+        key_grid=key_grid,
+        tokens=None if tokens is None else tuple(tokens),
+        self_attention=self_attention,
+        allow_gaps=allow_gaps,
+        selection={
+            "layers": None if patterns is None else list(patterns),
+            "steps": None if steps is None else str(steps),
+        },
+        limit_bytes=limit_bytes,
+        prompts=prompts,
+    )
+    manifest = {
+        "denoiser": identify(denoiser, model_id=model_id if model is denoiser else None, revision=revision),
+        "pipeline": identify(model, model_id=model_id, revision=revision) if model is not denoiser else None,
+        "seed": seed,
+        "software": software_versions(),
+        **dtype_and_device(denoiser),
+        **terms_of_use(licence, citation),
+    }
+    output = _Output(paths, _one_of("codec", codec, ("auto", "zstd", "none")), queue_bytes, strict, overwrite)
+    return Recording(model, denoiser, {one: methods[one.path] for one in candidates}, options, output, images, manifest)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Where a recording goes."""
+
+    paths: tuple[Path, ...]
+    codec: Codec
+    queue_bytes: int
+    strict: bool
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What works together while a recording is under way."""
+
+    run: DenoiserRecorder
+    sink: TraceSink
+    writer: BackgroundWriter
+
+
+class Recording:
+    """A recording: made by `record`, under way inside its `with` block."""
+
+    def __init__(
+        self,
+        model: Any,
+        denoiser: nn.Module,
+        candidates: Mapping[Candidate, str],
+        options: RunOptions,
+        output: _Output,
+        images: Images,
+        manifest: dict[str, Any],
+    ) -> None:
+        self.images = images
+        """The pictures to keep; set `images["generated"]` inside the block."""
+        self.paths = output.paths
+        """The traces, one for each sample."""
+        self.problem: AttraceError | None = None
+        """What went wrong with the recording, once its `with` block ended; None if all is in the trace."""
+        self._model, self._denoiser = model, denoiser
+        self._candidates = candidates
+        self._options, self._output, self._manifest = options, output, manifest
+        self._parts: _Parts | None = None
+
+    @property
+    def statistics(self) -> Statistics:
+        """What the recording did up to now."""
+        if self._parts is None:
+            return Statistics(0, 0, 0, 0, 0.0)
+        run, sink, writer = self._parts.run, self._parts.sink, self._parts.writer
+        return Statistics(
+            steps=run.steps,
+            sites=0 if run.plan is None else len(run.plan.sites),
+            bytes_written=sink.bytes_written,
+            estimated_bytes=run.estimated_bytes,
+            waited_seconds=writer.waited_seconds,
+        )
+
+    def __enter__(self) -> Self:
+        if self._parts is not None:
+            raise InputError("a recording cannot be entered twice: call record() again")
+        sink = TraceSink(self._create_stores(), self._options.limit_bytes)
+        writer = BackgroundWriter(self._output.queue_bytes)
+        run = DenoiserRecorder(self._model, self._denoiser, self._candidates, sink, writer, self._options)
+        self._parts = _Parts(run, sink, writer)
+        try:
+            run.attach()
+        except BaseException:
+            self._close(failed=True)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        problem = self.problem = self._close(failed=error is not None)
+        if problem is None or problem is error:
+            return False
+        if error is not None:
+            error.add_note(f"attrace: {problem}")
+        elif self._output.strict or not self._has_run:
+            raise problem
+        else:
+            warnings.warn(
+                RecordingWarning(f"the model ran to its end, but its recording failed: {problem}"), stacklevel=2
+            )
+        return False
+
+    @property
+    def _has_run(self) -> bool:
+        return self._parts is not None and self._parts.run.calls > 0
+
+    def _close(self, *, failed: bool) -> AttraceError | None:
+        """Remove the hooks, write what waits, close the traces; what went wrong with the recording itself."""
+        assert self._parts is not None
+        run, sink, writer = self._parts.run, self._parts.sink, self._parts.writer
+        run.detach()
+        writer.close()
+        problem = run.problem if failed else run.find_problem()
+        if writer.failure is not None:
+            problem = run.problem or writer_problem(writer.failure, sink)
+        status: Status = "interrupted" if failed or problem is not None else "complete"
+        try:
+            sink.close(status, self.images, run.notes, run.tiles)
+        except OSError as failure:
+            problem = problem or writer_problem(failure, sink)
+        return problem
+
+    def _create_stores(self) -> list[TraceStore]:
+        output = self._output
+        for path in output.paths:
+            check_room(path, overwrite=output.overwrite)
+        samples = len(output.paths)
+        return [
+            TraceStore(
+                path,
+                Manifest(**new_manifest_fields(), **self._manifest, sample=sample, samples=samples),
+                steps=1,  # more once the first step tells how many there will be
+                codec=output.codec,
+                overwrite=output.overwrite,
+            )
+            for sample, path in enumerate(output.paths)
+        ]
+
+
+def _paths(path: TracePath | Sequence[TracePath]) -> tuple[Path, ...]:
+    given = [path] if isinstance(path, str | PathLike) else list(path)
+    for one in given:
+        if "://" in fspath(one):
+            raise InputError(
+                f"path: expected a folder on this machine, found the address {fspath(one)}: record to a folder, then "
+                "attrace push it, so that the model need not wait for the network"
+            )
+    paths = tuple(Path(fspath(one)) for one in given)
+    if not paths or len({one.absolute() for one in paths}) != len(paths):
+        raise InputError(f"path: expected one path for each sample, all different; found {[str(one) for one in paths]}")
+    return paths
+
+
+def _resolve_profile(model: Any, profile: Profile | str | None, contexts: tuple[Context, ...] | None) -> Profile:
+    profile = named_profile(profile) if isinstance(profile, str) else profile or find_profile(model)
+    if profile is None:
+        return guess_profile(model, None if contexts is None else contexts[0])
+    if contexts is None or profile.holds_several_contexts:
+        return profile
+    if len(contexts) != 1:
+        raise InputError(f"context={contexts}: the keys of {type(model).__name__} are all of one context; name one")
+    return with_context(profile, contexts[0])
+
+
+def _mark_joined(candidate: Candidate, profile: Profile) -> Candidate:
+    """A candidate whose keys come from elsewhere too, by what the profile says, is seen only at the attention call."""
+    rule = rule_of(profile, candidate.path)
+    return replace(candidate, joint=True) if rule is not None and rule.keys in JOINED_RULES else candidate
+
+
+def _one_of(name: str, value: Choice, choices: tuple[str, ...]) -> Choice:
+    if value not in choices:
+        raise InputError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+    return value
