@@ -16,6 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
 
 MAY_IMPORT = {
+    "attrace": set[str](),
     "attrace.schemas": {"attrace.schemas"},
     "attrace.analysis": {"attrace.analysis", "attrace.schemas"},
     "attrace.recorder": {"attrace.recorder", "attrace.schemas"},
@@ -129,6 +130,7 @@ def _requirements(*extras: str) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "declared"),
     [
+        ("attrace", {"lazy-loader"}),
         ("attrace.schemas", {"numpy", "pydantic"}),
         ("attrace.analysis", _requirements("cluster", "perceptual", "quality", "report")),
         ("attrace.cli", _requirements()),

@@ -10,10 +10,12 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import entry_points, requires
+from importlib.metadata import entry_points, requires, version
 from pathlib import Path
 
 import pytest
+
+import attrace
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -40,8 +42,10 @@ def test_every_package_is_listed() -> None:
 
 
 def test_type_checkers_find_every_package() -> None:
-    links = {f"attrace.{link.name}": link.resolve() for link in (ROOT / ".typing" / "attrace").iterdir()}
-    assert links == {package: (ROOT / folder).resolve() for package, folder in FOLDERS.items()}
+    links = {link.name: link.resolve() for link in (ROOT / ".typing" / "attrace").iterdir()}
+    root = {name: ROOT / "api" / name for name in ("__init__.py", "__init__.pyi", "py.typed")}
+    inside = {package.removeprefix("attrace."): ROOT / folder for package, folder in FOLDERS.items() if folder != "api"}
+    assert links == root | inside
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,10 @@ def test_the_wheel_carries_its_licence_and_readme(wheel: Path) -> None:
 
 def test_every_package_says_that_it_is_typed() -> None:
     assert [folder for folder in FOLDERS.values() if not (ROOT / folder / "py.typed").is_file()] == []
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert attrace.__version__ == version("attrace")
 
 
 def test_the_command_is_installed() -> None:

@@ -48,6 +48,13 @@ for package in (attrace.analysis, attrace.cli, attrace.schemas):
 """)
 
 
+def test_recording_says_what_to_install() -> None:
+    done = _run("import attrace; attrace.record")
+    last = done.stderr.splitlines()[-1]
+    assert last == "ModuleNotFoundError: attrace.record needs torch: pip install 'attrace[record]'"
+    assert "During handling" not in done.stderr
+
+
 def test_every_help_text_shows() -> None:
     _output("""
 from attrace.cli import main
