@@ -21,7 +21,13 @@ from attrace.analysis.trace.derived import Derived, open_derived
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.source import ClassSource
 from attrace.analysis.trace.trace import Trace
-from attrace.analysis.trace.views import class_coordinates, class_tree, key_coordinates, query_coordinates
+from attrace.analysis.trace.views import (
+    class_coordinates,
+    class_tree,
+    key_coordinates,
+    query_coordinates,
+    require_steps,
+)
 from attrace.analysis.trace.weights import Keys, Queries, Weights, key_weights, normalised, query_weights
 from attrace.schemas import InputError, SiteClass
 from attrace.schemas.layout import DERIVED_STEPS_PER_CHUNK
@@ -77,7 +83,7 @@ def marginals(trace: Trace, *, queries: Queries = None, keys: Keys = None, devic
     Raises
     ------
     InputError
-        If a mask or a choice of keys fits no layer, or there is no such device.
+        If a mask or a choice of keys fits no layer, there is no such device, or no step is finished.
     ImportError
         If a device is given and torch is not installed.
 
@@ -88,6 +94,8 @@ def marginals(trace: Trace, *, queries: Queries = None, keys: Keys = None, devic
     require_device(device)
     plans = [replace(_plan(trace, one, queries, keys), device=device) for one in trace.classes]
     usable = [plan for plan in plans if plan.of_keys().any()]
+    if plans:
+        require_steps(trace)
     if plans and not usable:
         raise InputError(f"trace {trace.path}: no selected layer has the keys {keys!r}")
     return class_tree(trace, {plan.selected.group: _dataset(trace, plan) for plan in usable})

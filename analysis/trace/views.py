@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import dask.array as da
@@ -12,11 +12,13 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from attrace.analysis.kernels.values import Scores, SiteValues
+from attrace.analysis.kernels.values import Scores
+from attrace.analysis.storage.store import StoredArray
+from attrace.analysis.trace.blocks import array_of_blocks, split
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.source import ClassSource
 from attrace.analysis.trace.trace import Trace
-from attrace.schemas import SiteClass
+from attrace.schemas import InputError, SiteClass
 from attrace.schemas.layout import IMAGES, KEY_DIMS, QUERY_DIMS, SCORES_DIMS, coordinate_values
 
 BLOCK_BYTES: Final = 2**26
@@ -98,27 +100,42 @@ def class_tree(trace: Trace, datasets: Mapping[str, xr.Dataset]) -> xr.DataTree:
     return xr.DataTree.from_dict({"/": root, **datasets})
 
 
+def require_steps(trace: Trace) -> None:
+    """Refuse a trace of which no step is selected.
+
+    Raises
+    ------
+    InputError
+        If it has no finished step.
+    """
+    if trace.steps == 0:
+        raise InputError(
+            f"trace {trace.path} has no finished step, so it has no scores: its recording is under way, or ended "
+            "before the first step was written"
+        )
+
+
 def image_array(trace: Trace, name: str) -> xr.DataArray:
     """One picture of a trace, lazily."""
     stored = trace.stored.array(f"{IMAGES}/{name}")
+    chunks = tuple((length,) for length in stored.shape)
+    array = array_of_blocks(partial(_whole, stored), f"image-{tokenize(trace, name)}", chunks, stored.dtype)
     dims = ("row", "column", "channel")[: len(stored.shape)]
     attributes = {"long_name": f"{name} picture", "units": "1", "source": trace.path}
-    return xr.DataArray(_lazy(stored, stored.shape, trace, name), dims=dims, name=name, attrs=attributes)
+    return xr.DataArray(array, dims=dims, name=name, attrs=attributes)
+
+
+def _whole(array: StoredArray, _: tuple[int, ...]) -> NDArray[Any]:
+    return array[...]
 
 
 def _scores_dataset(trace: Trace, selected: SelectedClass) -> xr.Dataset:
-    site_class = selected.site_class
-    coordinates = class_coordinates(trace, selected) | query_coordinates(site_class) | key_coordinates(site_class)
-    lazy = _SelectedScores(ClassSource.of(trace.stored, site_class), trace.step_places, selected.layers, selected.heads)
-    variables = {
-        "scores": (SCORES_DIMS, _lazy(lazy, _scores_blocks(lazy), trace, selected.group), _ATTRIBUTES["scores"])
-    }
-    return xr.Dataset(variables, coordinates, _class_attributes(trace, site_class))
+    variables = {"scores": (SCORES_DIMS, _scores(trace, selected), _ATTRIBUTES["scores"])}
+    return _class_dataset(trace, selected, variables)
 
 
 def _stored_dataset(trace: Trace, selected: SelectedClass) -> xr.Dataset:
-    site_class = selected.site_class
-    source = ClassSource.of(trace.stored, site_class)
+    source = ClassSource.of(trace.stored, selected.site_class)
     dims = {
         "scores": SCORES_DIMS,
         "query": QUERY_DIMS,
@@ -129,148 +146,95 @@ def _stored_dataset(trace: Trace, selected: SelectedClass) -> xr.Dataset:
     variables = {}
     for name in source.arrays.keys() & dims.keys():
         label = {"query": "query_vector", "key": "key_vector"}.get(name, name)
-        heads = selected.heads if "head" in dims[name] else ()
-        lazy = _SelectedArray(source, name, trace.step_places, selected.layers, heads)
-        blocks = (1, 1, *lazy.shape[2:])
-        variables[label] = (dims[name], _lazy(lazy, blocks, trace, selected.group, name), _ATTRIBUTES[label])
+        heads = selected.heads if "head" in dims[name] else None
+        variables[label] = (dims[name], _stored(trace, selected, source, name, heads), _ATTRIBUTES[label])
+    return _class_dataset(trace, selected, variables)
+
+
+def _class_dataset(trace: Trace, selected: SelectedClass, variables: Mapping[str, Any]) -> xr.Dataset:
+    """The dataset of a class, labelled."""
+    site_class = selected.site_class
     coordinates = class_coordinates(trace, selected) | query_coordinates(site_class) | key_coordinates(site_class)
-    return xr.Dataset(variables, coordinates, _class_attributes(trace, site_class))
-
-
-def _class_attributes(trace: Trace, site_class: SiteClass) -> dict[str, Any]:
-    return {
+    attributes = {
         "source": trace.path,
         "context": site_class.context,
         "branch": site_class.branch,
         "encoding": site_class.encoding,
         "scale": site_class.scale,
     }
+    return xr.Dataset(variables, coordinates, attributes)
 
 
-@dataclass(frozen=True)
-class _SelectedScores:
-    """Scores of a selected class as something to index: (time, layer, head, query, key)."""
-
-    source: ClassSource
-    steps: tuple[int, ...]
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        site_class = self.source.site_class
-        return len(self.steps), len(self.layers), len(self.heads), site_class.queries, site_class.keys
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.result_type(self.source.site_class.dtype, np.float32)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
-        time, layer, head, query, key = _as_slices(index, self.shape)
-        layers, heads = self.layers[layer], list(self.heads[head])
-        parts = [
-            [
-                _score_block(values, heads, query, key, self.dtype)
-                if values is not None
-                else np.full(_block_shape(self.shape, (head, query, key)), np.nan, self.dtype)
-                for values in self.source.read(self.steps[time], stored)
-            ]
-            for stored in layers
-        ]
-        block = np.array(parts, dtype=self.dtype).swapaxes(0, 1)
-        selected: NDArray[Any] = block[_without_slices(index)]
-        return selected
+def _scores(trace: Trace, selected: SelectedClass) -> da.Array:
+    """The scores of a class: a block is one (step, layer), and as many heads or queries as `BLOCK_BYTES` holds."""
+    require_steps(trace)
+    site_class = selected.site_class
+    dtype = np.result_type(site_class.dtype, np.float32)
+    rows = max(1, BLOCK_BYTES // (dtype.itemsize * site_class.keys))
+    heads = split(selected.heads, max(1, rows // site_class.queries))
+    queries = split(tuple(range(site_class.queries)), rows)
+    source = ClassSource.of(trace.stored, site_class)
+    make = partial(_scores_block, source, trace.step_places, selected.layers, heads, queries)
+    inner = tuple(map(len, heads)), tuple(map(len, queries)), (site_class.keys,)
+    return array_of_blocks(
+        make, f"scores-{tokenize(trace, selected.group)}", (*_one_by_one(trace, selected), *inner), dtype
+    )
 
 
-@dataclass(frozen=True)
-class _SelectedArray:
-    """A stored data array of a selected class as something to index; each key stands in every step that uses it."""
-
-    source: ClassSource
-    name: str
-    steps: tuple[int, ...]
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    """Empty where the array has no heads."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        stored = self.source.arrays[self.name].shape
-        inner = (len(self.heads), *stored[3:]) if self.heads else stored[2:]
-        return len(self.steps), len(self.layers), *inner
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.source.arrays[self.name].dtype
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
-        time, layer, *inner = _as_slices(index, self.shape)
-        parts = [[self._read(step, stored) for step in self.steps[time]] for stored in self.layers[layer]]
-        block = np.array(parts, dtype=self.dtype).swapaxes(0, 1)[:, :, *inner]
-        selected: NDArray[Any] = block[_without_slices(index)]
-        return selected
-
-    def _read(self, step: int, layer: int) -> NDArray[Any]:
-        if self.name == "key":
-            step = self.source.key_steps([step], layer)[0]
-            if step < 0:
-                return np.full(self.shape[2:], np.nan, self.dtype)
-        values = self.source.arrays[self.name][step, layer]
-        return values[list(self.heads)] if self.heads else values
-
-
-def _score_block(values: SiteValues, heads: list[int], query: slice, key: slice, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Scores of some heads, queries and keys: (head, query, key)."""
+def _scores_block(
+    source: ClassSource,
+    steps: tuple[int, ...],
+    layers: tuple[int, ...],
+    heads: tuple[tuple[int, ...], ...],
+    queries: tuple[tuple[int, ...], ...],
+    block: tuple[int, ...],
+) -> NDArray[Any]:
+    """One block of scores: (time, layer, head, query, key); NaN in a gap."""
+    step, layer, chosen, rows = steps[block[0]], layers[block[1]], list(heads[block[2]]), queries[block[3]]
+    site_class = source.site_class
+    dtype = np.result_type(site_class.dtype, np.float32)
+    (values,) = source.read([step], layer)
+    if values is None:
+        return np.full((1, 1, len(chosen), len(rows), site_class.keys), np.nan, dtype)
+    query = slice(rows[0], rows[-1] + 1)
     if isinstance(values, Scores):
-        return values.scores[heads, query, key].astype(dtype)
-    queries = values.query[heads, query].astype(dtype)
-    keys = values.key[heads, key].astype(dtype)
-    scores: NDArray[Any] = queries @ keys.swapaxes(1, 2)
+        return values.scores[chosen, query].astype(dtype)[None, None]
+    keys = values.key[chosen].astype(dtype)
+    scores: NDArray[Any] = values.query[chosen, query].astype(dtype) @ keys.swapaxes(1, 2)
     scores *= values.scale
     if values.bias is not None:
-        scores += values.bias[key]
-    return scores
+        scores += values.bias
+    return scores[None, None]
 
 
-def _scores_blocks(scores: _SelectedScores) -> tuple[int, ...]:
-    """Shape of a block: one (step, layer), and as many heads, else queries, as keep it within `BLOCK_BYTES`."""
-    _, _, heads, queries, keys = scores.shape
-    rows = max(1, BLOCK_BYTES // (scores.dtype.itemsize * keys))
-    if rows < queries:
-        return 1, 1, 1, rows, keys
-    return 1, 1, min(heads, rows // queries), queries, keys
+def _stored(
+    trace: Trace, selected: SelectedClass, source: ClassSource, name: str, heads: tuple[int, ...] | None
+) -> da.Array:
+    """A stored array of a class, each (step, layer) a block; `heads` is None where it has none."""
+    require_steps(trace)
+    stored = source.arrays[name]
+    inner = stored.shape[2:] if heads is None else (len(heads), *stored.shape[3:])
+    make = partial(_stored_block, source, name, trace.step_places, selected.layers, heads)
+    chunks = (*_one_by_one(trace, selected), *((length,) for length in inner))
+    return array_of_blocks(make, f"stored-{tokenize(trace, selected.group, name)}", chunks, stored.dtype)
 
 
-def _lazy(source: Any, blocks: Sequence[int], trace: Trace, *labels: str) -> da.Array:
-    """A dask array of an indexable source, named by what it holds, so that equal ones are computed once."""
-    name = f"{type(source).__name__.strip('_')}-{tokenize(trace, *labels)}"
-    meta = np.empty((0,) * len(source.shape), source.dtype)
-    array: da.Array = da.from_array(
-        source, chunks=tuple(blocks), name=name, asarray=False, fancy=False, inline_array=True, meta=meta
-    )
-    return array
+def _stored_block(
+    source: ClassSource,
+    name: str,
+    steps: tuple[int, ...],
+    layers: tuple[int, ...],
+    heads: tuple[int, ...] | None,
+    block: tuple[int, ...],
+) -> NDArray[Any]:
+    """One (step, layer) of a stored array; a key stands in every step that uses it, and is NaN in a gap."""
+    array, step, layer = source.arrays[name], steps[block[0]], layers[block[1]]
+    if name == "key":
+        (step,) = source.key_steps([step], layer)
+    values = np.full(array.shape[2:], np.nan, array.dtype) if step < 0 else array[step, layer]
+    return (values if heads is None else values[list(heads)])[None, None]
 
 
-def _as_slices(index: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """A basic index with every integer as a slice of length one, and one slice for every dimension."""
-    index = index if isinstance(index, tuple) else (index,)
-    full = (*index, *[slice(None)] * (len(shape) - len(index)))
-    return tuple(part if isinstance(part, slice) else slice(part, part + 1) for part in full)
-
-
-def _without_slices(index: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Index that drops the dimensions for which `index` gave an integer."""
-    index = index if isinstance(index, tuple) else (index,)
-    return tuple(slice(None) if isinstance(part, slice) else 0 for part in index)
-
-
-def _block_shape(shape: tuple[int, ...], inner: tuple[slice, ...]) -> tuple[int, ...]:
-    return tuple(len(range(*part.indices(length))) for part, length in zip(inner, shape[2:], strict=True))
+def _one_by_one(trace: Trace, selected: SelectedClass) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lengths of blocks along time and layer."""
+    return (1,) * trace.steps, (1,) * len(selected.layers)

@@ -16,8 +16,9 @@ from support.exact import Call, counted_reads, no_computing, random_calls, write
 from support.traces import MadeTrace, make_trace, site_class
 
 import attrace.analysis
-from attrace.analysis import Trace, open_trace
+from attrace.analysis import Trace, marginals, open_trace
 from attrace.schemas import (
+    InputError,
     KeySegment,
     SelectionError,
     SiteClass,
@@ -224,6 +225,14 @@ class TestUnfinished:
         assert (trace.steps, trace.layers, trace.context, trace.contexts) == (0, (), None, ())
         assert "0 steps, recording" in repr(trace)
         assert list(trace.scores.children) == []
+
+    def test_of_no_finished_step_what_needs_one_says_so(self, tmp_path: Path) -> None:
+        path = make_trace(tmp_path / "run.zarr", (FACTORS, SCORES), steps=0).path
+        for ask in (lambda trace: trace.scores, lambda trace: trace.tree, marginals):
+            with pytest.raises(InputError, match=r"run\.zarr has no finished step"):
+                ask(open_trace(path))
+        with pytest.raises(InputError, match="has no finished step"):
+            xr.open_datatree(path, engine="attrace")
 
 
 class TestScores:
