@@ -16,7 +16,9 @@ _OPTIONS = (
         metavar="FIRST:LAST:EVERY",
         help="Calls of the denoiser to record, both ends included, or numbers such as 0,10,20; all by default.",
     ),
-    click.option("--profile", metavar="NAME", help="What is known of the model, by the name of a profile."),
+    click.option(
+        "--profile", metavar="NAME_OR_FILE", help="What is known of the model: a profile by name, or a TOML file."
+    ),
     click.option("--network", metavar="NAME", help="Record this network of the pipeline, such as controlnet."),
     click.option(
         "--context",

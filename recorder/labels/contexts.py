@@ -13,7 +13,7 @@ from attrace.recorder.capture.projections import Projections
 from attrace.recorder.capture.sites import Candidate, QueryGrids
 from attrace.recorder.labels.joint import LayoutReader, TokenLayout, joined_layout
 from attrace.recorder.labels.keys import Grid, KeyLabels, label_keys
-from attrace.recorder.labels.profile import Profile, rule_of
+from attrace.recorder.labels.profile import Profile
 from attrace.schemas import CaptureError, Context
 
 
@@ -146,7 +146,7 @@ class ContextSplitter:
         )
 
     def _rule(self, candidate: Candidate) -> str | None:
-        rule = rule_of(self._profile, candidate.path)
+        rule = self._profile.rule_of(candidate.path)
         return None if rule is None else rule.keys
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from attrace.recorder.labels.call import PipelineCall
-from attrace.recorder.labels.profile import KeyContext, Profile, rule_of
+from attrace.recorder.labels.profile import KeyContext, Profile
 from attrace.schemas import Context, InputError, KeySegment
 
 Grid = tuple[int, int]
@@ -81,7 +81,7 @@ def _rule(path: str, profile: Profile, context: Context | None) -> KeyContext:
         return KeyContext("self", "query-grid")
     if context is not None:
         return KeyContext(context, "class-and-patches")
-    rule = rule_of(profile, path)
+    rule = profile.rule_of(path)
     if rule is None:
         raise InputError(
             f"the profile {profile.name!r} says nothing of {path}: leave it out with layers=, or add a rule"

@@ -30,7 +30,6 @@ from attrace.recorder.labels.profile import (
     guess_joint,
     guess_profile,
     named_profile,
-    rule_of,
     with_context,
 )
 from attrace.recorder.session.options import RunOptions
@@ -90,7 +89,7 @@ def record(
     tokens: Sequence[str] | None = None,
     self_attention: bool = False,
     allow_gaps: bool = False,
-    profile: Profile | str | None = None,
+    profile: Profile | TracePath | None = None,
     network: str | None = None,
     model_id: str | None = None,
     revision: str | None = None,
@@ -147,8 +146,8 @@ def record(
     allow_gaps
         Accept that layers are skipped in some steps, as block caches do; the gaps are missing values in the trace.
     profile
-        What is known of the pipeline, or the name of a profile (`docs/models.md`); found by its class or its modules by
-        default.
+        What is known of the pipeline: the name of a profile, a TOML file with one (`docs/models.md`), or a `Profile`;
+        found by the pipeline's class or its modules by default.
     network
         Attribute of the pipeline that holds the network to record, such as `"controlnet"`, in place of its denoiser.
         Two networks of one run are two recordings, one inside the other.
@@ -382,8 +381,10 @@ def _paths(path: TracePath | Sequence[TracePath]) -> tuple[Path, ...]:
     return paths
 
 
-def _resolve_profile(model: Any, profile: Profile | str | None, contexts: tuple[Context, ...] | None) -> Profile:
-    profile = named_profile(profile) if isinstance(profile, str) else profile or find_profile(model)
+def _resolve_profile(model: Any, profile: Profile | TracePath | None, contexts: tuple[Context, ...] | None) -> Profile:
+    if isinstance(profile, str | PathLike):
+        profile = named_profile(fspath(profile))
+    profile = profile or find_profile(model)
     if profile is None:
         return guess_profile(model, None if contexts is None else contexts[0])
     if contexts is None or profile.holds_several_contexts:
@@ -395,7 +396,7 @@ def _resolve_profile(model: Any, profile: Profile | str | None, contexts: tuple[
 
 def _mark_joined(candidate: Candidate, profile: Profile) -> Candidate:
     """A candidate whose keys come from elsewhere too, by what the profile says, is seen only at the attention call."""
-    rule = rule_of(profile, candidate.path)
+    rule = profile.rule_of(candidate.path)
     return replace(candidate, joint=True) if rule is not None and rule.keys in JOINED_RULES else candidate
 
 

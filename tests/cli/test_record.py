@@ -167,6 +167,9 @@ def test_a_profile_and_another_network_are_named(run: Run, tmp_path: Path) -> No
     manifest = open_trace("run.zarr").manifest
     assert (manifest.capture["profile"], manifest.denoiser.class_name) == ("seesr", "ControlNetModel")
     assert "stable-diffusion-xl" in failed(run(*arguments, "--profile", "none of them", "--overwrite"))
+    Path("mine.toml").write_text('name = "mine"\n[[contexts]]\ncontext = "text"\nkeys = "text"\n')
+    assert run(*arguments, "--profile", "mine.toml", "--overwrite").exit_code == 0
+    assert open_trace("run.zarr").manifest.capture["profile"] == "mine"
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,14 @@ from attrace.recorder.capture.sites import Candidate, QueryGrids, argument_reade
 from attrace.recorder.labels.call import PipelineCall, read_call
 from attrace.recorder.labels.guidance import BatchLayout, batch_layout, kept_branches
 from attrace.recorder.labels.keys import KeyLabels, label_keys
-from attrace.recorder.labels.profile import PROFILES, KeyContext, Profile, find_profile, guess_profile
+from attrace.recorder.labels.profile import KeyContext, Profile, find_profile, guess_profile, named_profile
 from attrace.recorder.session.select import select_steps
 from attrace.recorder.writing.encode import SiteShape, encode
 from attrace.recorder.writing.images import Images
 from attrace.recorder.writing.plan import SeenSite, plan_groups
 from attrace.schemas import InputError, KeySegment
 
-KNOWN = PROFILES["StableDiffusionPipeline"]
+KNOWN = named_profile("stable-diffusion")
 UNKNOWN = guess_profile(object(), "reference")
 
 
@@ -36,7 +36,7 @@ class TestGuidance:
             (3, 3, KNOWN, False, ("conditional",)),
             (4, 2, KNOWN, None, ("unconditional", "conditional")),
             (1, 1, UNKNOWN, None, ("conditional",)),
-            (6, 2, PROFILES["StableDiffusionInstructPix2PixPipeline"], True, ("conditional", "image", "unconditional")),
+            (6, 2, named_profile("instruct-pix2pix"), True, ("conditional", "image", "unconditional")),
         ],
     )
     def test_blocks_are_named(
@@ -125,7 +125,7 @@ class TestKeys:
 
     def test_a_subclass_has_its_parents_profile(self) -> None:
         parent = type("PaintByExamplePipeline", (), {})
-        assert find_profile(type("Mine", (parent,), {})()) is PROFILES["PaintByExamplePipeline"]
+        assert find_profile(type("Mine", (parent,), {})()) is named_profile("paint-by-example")
         assert find_profile(object()) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from attrace.analysis import open_trace, ulam
 from attrace.recorder import record
-from attrace.recorder.labels.profile import FAMILIES
+from attrace.recorder.labels.profile import named_profile
 
 GUIDANCE = ("unconditional", "conditional")
 DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"
@@ -105,7 +106,7 @@ def test_the_place_of_a_tile_is_kept(family: str, tmp_path: Path) -> None:
         ({}, 4, 12, "for 12 steps of 1"),
         ({}, None, 2, "for 2 steps of 1"),
         ({"steps": slice(0, None, 2)}, 4, 6, "for 6 steps of 1"),
-        ({"profile": replace(FAMILIES["pasd"], tile_counts=None)}, 4, 2, "for 2 steps of one tile of 1"),
+        ({"profile": replace(named_profile("pasd"), tile_counts=None)}, 4, 2, "for 2 steps of one tile of 1"),
     ],
 )
 def test_the_size_is_that_of_all_tiles(
@@ -173,8 +174,9 @@ def test_two_networks_of_one_run(tmp_path: Path) -> None:
 
 def test_the_profile_that_the_documentation_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, section = DOCUMENT.read_text().partition("### A profile of your own\n")
-    code = section.partition("```python\n")[2].partition("```")[0]
+    shell, code = (section.partition(f"```{name}\n")[2].partition("```")[0] for name in ("bash", "python"))
     monkeypatch.chdir(tmp_path)
+    subprocess.run(["bash", "-ec", shell], check=True)
     unet = UNet2DConditionModel("pasd-light")
     exec(code, {"unet": unet, "restore": restore})
     manifest = read_manifest(tmp_path / "run.zarr")
