@@ -14,8 +14,9 @@ from attrace.analysis.figures.blend import Paint, as_rgb, reduced
 from attrace.analysis.figures.draw import DOTS_PER_INCH, Panel, Words, draw, text_width
 from attrace.analysis.figures.layout import columns_for, plan_layout
 from attrace.analysis.figures.scale import colour_scale
-from attrace.analysis.figures.text import grid_text, joined, labels_along, shared_words, subtitle_of, title_of, wrapped
+from attrace.analysis.figures.text import grid_text, joined, labels_along, subtitle_of, title_of, wrapped
 from attrace.schemas import InputError
+from attrace.schemas.layers import shared_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import xarray as xr
+
+from attrace.schemas.layers import short_labels
 
 LEVEL_NAMES: Final = {
     "ulam": "Unified attribution map (ULAM)",
@@ -51,39 +53,8 @@ def labels_along(heat: xr.DataArray, dim: str) -> list[str]:
         return [f"step {first}" if first == last else f"steps {first}\N{EN DASH}{last}" for first, last in calls]
     values = heat[dim].values.tolist()
     if dim == "layer":
-        return short_paths([str(value) for value in values])
+        return short_labels([str(value) for value in values])
     return [f"{dim.replace('_', ' ')} {value}" for value in values]
-
-
-def short_paths(paths: Sequence[str]) -> list[str]:
-    """Module paths without the words that all of them have, but for the first; as they are where that confuses two.
-
-    >>> short_paths(["down.0.attentions.1.attn2", "up.2.attentions.0.attn2"])
-    ['down.0.1', 'up.2.0']
-    """
-    shared = shared_words(paths)
-    return [".".join(_without(path, shared)) for path in paths]
-
-
-def shared_words(paths: Sequence[str]) -> tuple[str, ...]:
-    """The words that `short_paths` leaves out, in their order.
-
-    >>> shared_words(["down.0.attentions.1.attn2", "up.2.attentions.0.attn2"])
-    ('attentions', 'attn2')
-    """
-    if len(paths) < 2:
-        return ()
-    first, *others = (path.split(".")[1:] for path in paths)
-    shared = tuple(
-        dict.fromkeys(word for word in first if not word.isdigit() and all(word in other for other in others))
-    )
-    shortened = {tuple(_without(path, shared)) for path in paths}
-    return shared if len(shortened) == len(set(paths)) else ()
-
-
-def _without(path: str, words: Collection[str]) -> list[str]:
-    first, *rest = path.split(".")
-    return [first, *(word for word in rest if word not in words)]
 
 
 def wrapped(text: str, width: int) -> str:

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 from collections.abc import Collection, Iterable
 
 import numpy as np
 
 from attrace.schemas import SelectionError
+from attrace.schemas.layers import find_layers
 
 Layers = str | Collection[str] | None
-"""Layers by module path: one path or glob such as `up_blocks.*`, or several; None for all."""
+"""Layers by label: a module path, a glob such as `up_blocks.*`, a short label such as `up_blocks.1.1.0`, or several;
+None for all."""
 
 Numbers = int | slice | Iterable[int] | None
 """Steps by call number, or heads by number: one, several, or a slice with both ends included; None for all."""
 
 
 def match_layers(layers: str | Collection[str], known: Collection[str], where: str) -> tuple[str, ...]:
-    """The known module paths that paths or globs name, in the order of the known ones.
+    """The known module paths that labels name, in the order of the known ones.
 
     Raises
     ------
     SelectionError
-        If a path or glob names none of them.
+        If a label names none of them, or is short for several.
     """
-    patterns = [layers] if isinstance(layers, str) else list(layers)
     matched: set[str] = set()
-    for pattern in patterns:
-        found = [path for path in known if path == pattern or fnmatch.fnmatchcase(path, pattern)]
+    for label in [layers] if isinstance(layers, str) else layers:
+        found = find_layers(label, known)
         if not found:
-            raise SelectionError(no_such("layer", pattern, known, where))
+            raise SelectionError(no_such("layer", label, known, where))
         matched.update(found)
     return tuple(path for path in known if path in matched)
 

@@ -82,11 +82,14 @@ def _print_classes(trace: Trace, sizes: dict[str, int] | None) -> None:
 
 
 def _print_layers(trace: Trace) -> None:
-    sites = [(site, one.group) for one in trace.manifest.classes for site in one.sites]
-    rows = [["order", "layer", "module", "group"]]
-    rows += [
-        [str(site.order), site.path, site.module, group] for site, group in sorted(sites, key=lambda row: row[0].order)
-    ]
+    from attrace.schemas.layers import short_labels
+
+    found = [(site, one.group) for one in trace.manifest.classes for site in one.sites]
+    found.sort(key=lambda row: row[0].order)
+    paths = list(dict.fromkeys(site.path for site, _ in found))
+    labels = dict(zip(paths, short_labels(paths), strict=True))
+    rows = [["order", "label", "layer", "module", "group"]]
+    rows += [[str(site.order), labels[site.path], site.path, site.module, group] for site, group in found]
     click.echo()
     print_table(rows, right=(0,))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import reduce
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from attrace.schemas import CaptureError, Context, InputError
+from attrace.schemas.layers import find_layers
 
 _TIMESTEP_NAMES = ("timestep", "timesteps", "t")
 _PARALLEL = "to_qkv_mlp_proj"
@@ -129,23 +129,26 @@ def refuse_hidden(denoiser: nn.Module, candidates: Iterable[Candidate]) -> None:
             )
 
 
-def select_candidates(candidates: Sequence[Candidate], patterns: Sequence[str] | None) -> tuple[Candidate, ...]:
-    """Those whose path matches one of the glob patterns; all if there are no patterns.
+def select_candidates(candidates: Sequence[Candidate], labels: Sequence[str] | None) -> tuple[Candidate, ...]:
+    """Those that a module path, a glob or a short label names; all if there are no labels.
 
     Raises
     ------
     InputError
-        If a pattern matches none.
+        If a label names none.
+    SelectionError
+        If a label is short for several.
     """
-    if patterns is None:
+    if labels is None:
         return tuple(candidates)
-    for pattern in patterns:
-        if not any(fnmatchcase(candidate.path, pattern) for candidate in candidates):
-            raise InputError(
-                f"layers: no attention module matches {pattern!r}; the denoiser has "
-                f"{shorten([candidate.path for candidate in candidates])}"
-            )
-    return tuple(one for one in candidates if any(fnmatchcase(one.path, pattern) for pattern in patterns))
+    paths = [candidate.path for candidate in candidates]
+    selected: set[str] = set()
+    for label in labels:
+        found = find_layers(label, paths)
+        if not found:
+            raise InputError(f"layers: no attention module matches {label!r}; the denoiser has {shorten(paths)}")
+        selected.update(found)
+    return tuple(one for one in candidates if one.path in selected)
 
 
 def shorten(names: Sequence[str], most: int = 6) -> str:

@@ -37,7 +37,19 @@ def test_info_tells_what_was_recorded(run: Run) -> None:
     ):
         assert expected in told
     assert "up_blocks.0.attn2" not in told
-    assert "up_blocks.0.attn2" in succeeded(run("info", "run.zarr", "--layers"))
+
+
+@pytest.mark.usefixtures("trace")
+def test_the_labels_that_info_shows_select_their_layers(run: Run) -> None:
+    table = succeeded(run("info", "run.zarr", "--layers")).rpartition("order")[2].splitlines()[1:]
+    shown = {row.split()[1]: row.split()[2] for row in table}
+    assert shown == {label: f"{label}.attn2" for label in ("down.0", "up.0", "up_blocks.0", "up_blocks.1")}
+    for label, path in shown.items():
+        chosen = ["--layers", label, "--context", "reference" if "blocks" in label else "text"]
+        chosen += ["--level", "llam", "--direction", "r2g", "--overwrite"]
+        succeeded(run("maps", "run.zarr", "-o", "maps.npz", *chosen))
+        with np.load("maps.npz") as stored:
+            assert stored["llam_r2g.layer"].tolist() == [path]
 
 
 @pytest.mark.usefixtures("trace")

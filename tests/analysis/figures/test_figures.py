@@ -27,7 +27,7 @@ from attrace.analysis.figures.draw import outline
 from attrace.analysis.figures.layout import columns_for, plan_layout
 from attrace.analysis.figures.save import strongest_place
 from attrace.analysis.figures.scale import colour_scale
-from attrace.analysis.figures.text import short_paths, wrapped
+from attrace.analysis.figures.text import wrapped
 from attrace.schemas import InputError
 
 PICTURE = np.random.default_rng(7).integers(0, 256, (64, 48, 3)).astype(np.uint8)
@@ -328,18 +328,6 @@ def test_grids_have_few_empty_places(count: int, aspect: float) -> None:
 
 def test_a_short_strip_is_one_row() -> None:
     assert columns_for(6, aspect=1, strip=True) == 6
-
-
-@given(
-    st.lists(
-        st.lists(st.sampled_from("abc"), min_size=1, max_size=5).map(".".join), min_size=1, max_size=5, unique=True
-    )
-)
-def test_short_paths_stay_different(paths: list[str]) -> None:
-    short = short_paths(paths)
-    assert all(short)
-    assert len(set(short)) == len(paths)
-    assert all(path.split(".")[0] == one.split(".")[0] for path, one in zip(paths, short, strict=True))
 
 
 def test_what_is_left_out_of_the_paths_of_layers_is_said() -> None:

@@ -322,6 +322,8 @@ class TestSelections:
             ("*.attn2", ["down.0.attn2", "up.0.attn2", "mid.attn2"]),
             (["mid.attn2", "down.*"], ["down.0.attn2", "mid.attn2"]),
             ("mid.attn2", ["mid.attn2"]),
+            ("up.0", ["up.0.attn2"]),
+            (["mid", "down.0"], ["down.0.attn2", "mid.attn2"]),
         ],
     )
     def test_layers(self, trace: Trace, layer: Any, expected: list[str]) -> None:

@@ -18,7 +18,7 @@ from support.reading import read_array, read_manifest, read_scores
 from torch import Tensor
 
 from attrace.recorder import KeyContext, LabelWarning, Profile, record
-from attrace.schemas import InputError, Manifest
+from attrace.schemas import InputError, Manifest, SelectionError
 
 
 def run(pipeline: Any, prompt: Any = "a cat", **arguments: Any) -> Any:
@@ -168,6 +168,17 @@ class TestSelection:
         np.testing.assert_array_equal(read_array(tmp_path / "some.zarr", "time"), [1, 3])
         assert (recording.statistics.steps, recording.statistics.sites) == (2, 2)
         assert read_manifest(tmp_path / "some.zarr").capture["layers"] == ["up_blocks.*"]
+
+    def test_a_layer_by_its_short_label(self, tmp_path: Path) -> None:
+        pipeline = models.stable_diffusion()
+        with record(pipeline, tmp_path / "run.zarr", layers="up_blocks.1.1.0.attn2") as recording:
+            run(pipeline)
+        assert recording.statistics.sites == 1
+        with (
+            pytest.raises(SelectionError, match=r"may be .*attn1 or .*attn2"),
+            record(pipeline, tmp_path / "x.zarr", layers="up_blocks.1.1.0", self_attention=True),
+        ):
+            run(pipeline)
 
     def test_steps_that_never_come_are_noted(self, tmp_path: Path) -> None:
         pipeline = models.stable_diffusion()
