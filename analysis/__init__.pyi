@@ -1,4 +1,5 @@
 from .explorer.write import write_report as write_report
+from .figures.plot import plot as plot
 from .integrity.content import content_id as content_id
 from .integrity.diff import (
     Difference as Difference,
@@ -34,6 +35,7 @@ from .scores.statistics import (
     psnr as psnr,
     ssim as ssim,
 )
+from .scores.trace_scores import score_trace as score_trace
 from .sharing.archive import unpack as unpack
 from .sharing.pack import pack as pack
 from .trace.trace import (

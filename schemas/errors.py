@@ -35,6 +35,10 @@ class InputError(AttraceError, ValueError):
     """An argument does not fit the trace or the model."""
 
 
+class InputTypeError(InputError, TypeError):
+    """An argument is of the wrong type."""
+
+
 class CaptureError(AttraceError, RuntimeError):
     """Attention cannot be captured, or was not captured whole."""
 

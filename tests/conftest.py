@@ -14,7 +14,7 @@ from support import support_table
 # tiny models lose more time in waking threads than they win; read when torch is first imported, here or in a child
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# how busy the machine is says nothing of what is tested, and a test gives the same answer twice: to search is for tests/fuzz
+# how busy the machine is says nothing of what is tested, and a test gives the same answer twice; tests/fuzz searches
 settings.register_profile("attrace", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("attrace")
 

@@ -12,6 +12,7 @@ from attrace.analysis.explorer.contents import Contents, gather, scores_table, t
 from attrace.analysis.explorer.controls import LEVEL_NAMES, controls, palettes
 from attrace.analysis.explorer.pictures import add_mask, gallery_figure, picture_figure
 from attrace.analysis.explorer.words import name_of, words_of
+from attrace.analysis.trace.trace import require_trace
 from attrace.schemas import Direction, InputError
 from attrace.schemas.words import DIRECTIONS
 
@@ -94,6 +95,7 @@ def write_report(
     -----
     `docs/report.md` says which of its numbers are exact.
     """
+    require_trace(trace)
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another path, or pass overwrite=True (--overwrite)")

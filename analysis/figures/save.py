@@ -16,6 +16,7 @@ from attrace.analysis.maps.plans import finest_grid
 from attrace.analysis.maps.resampler import Resampler
 from attrace.analysis.maps.sram import At, chosen_patches, sram
 from attrace.analysis.maps.strongest import strongest_patches
+from attrace.analysis.trace.trace import require_trace
 from attrace.analysis.trace.weights import coverage
 from attrace.schemas import Direction, Level
 from attrace.schemas.words import DIRECTIONS, LEVELS
@@ -88,6 +89,7 @@ def save_figures(
     InputError
         If a direction that is asked for has no map.
     """
+    require_trace(trace)
     folder, levels = Path(folder), list(levels)
     possible = mappable_directions(trace, compat=compat, resampler=resampler)
     wanted = possible if directions is None else tuple(directions)

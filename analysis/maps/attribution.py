@@ -16,10 +16,11 @@ from attrace.analysis.maps.plans import GridPlan, Size, checked_size, finest_gri
 from attrace.analysis.maps.resampler import Resampler
 from attrace.analysis.maps.time_groups import time_group_coordinates, time_groups
 from attrace.analysis.trace.selection import Layers
-from attrace.analysis.trace.trace import Trace
+from attrace.analysis.trace.trace import Trace, require_trace
 from attrace.analysis.trace.traces import Traces, map_each
 from attrace.analysis.trace.weights import Keys, Queries
 from attrace.schemas import Direction, InputError, Level
+from attrace.schemas.checks import require_choice
 from attrace.schemas.words import DIRECTIONS
 
 _LONG_NAMES: Final[dict[Level, str]] = {
@@ -141,6 +142,7 @@ def tlam(
     options = MapOptions(layers, queries, keys, density, compat, resampler)
     if isinstance(trace, Traces):
         return _of_each(trace, partial(tlam, groups=groups, group_size=group_size), "tlam", direction, size, options)
+    require_trace(trace)
     spans = time_groups(trace, groups, group_size)
     maps = attribution_map(trace, "tlam", direction, size, options, spans)
     return maps.assign_coords(time_group_coordinates(trace, spans))
@@ -242,10 +244,9 @@ def planned(trace: Trace, level: Level, direction: Direction, options: MapOption
     InputError
         If there is no such map.
     """
-    if direction not in DIRECTIONS:
-        raise InputError(f"direction: expected r2g or g2r, found {direction!r}")
-    if options.compat not in (None, "i2am"):
-        raise InputError(f"compat: expected None or 'i2am', found {options.compat!r}")
+    require_trace(trace)
+    require_choice(direction, DIRECTIONS, "direction")
+    require_choice(options.compat, (None, "i2am"), "compat")
     if options.compat is not None and (options.density or options.resampler is not None):
         raise InputError("compat='i2am' takes neither density nor resampler: the published code has none")
     chosen = trace if options.layers is None else trace.sel(layer=options.layers)

@@ -20,7 +20,7 @@ from attrace.analysis.trace.blocks import Chunks, array_of_blocks, split
 from attrace.analysis.trace.derived import Derived, open_derived
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.source import ClassSource
-from attrace.analysis.trace.trace import Trace
+from attrace.analysis.trace.trace import Trace, require_trace
 from attrace.analysis.trace.views import (
     class_coordinates,
     class_tree,
@@ -91,6 +91,7 @@ def marginals(trace: Trace, *, queries: Queries = None, keys: Keys = None, devic
     -----
     I2AM (arXiv 2407.12331): M_g and M_r.
     """
+    require_trace(trace)
     require_device(device)
     plans = [replace(_plan(trace, one, queries, keys), device=device) for one in trace.classes]
     usable = [plan for plan in plans if plan.of_keys().any()]

@@ -14,10 +14,11 @@ from attrace.analysis.maps.plans import Size, finest_grid
 from attrace.analysis.maps.resampler import Resampler
 from attrace.analysis.maps.time_groups import time_group_coordinates, time_groups
 from attrace.analysis.trace.selection import Layers
-from attrace.analysis.trace.trace import Trace
+from attrace.analysis.trace.trace import Trace, require_trace
 from attrace.analysis.trace.weights import as_mask
 from attrace.schemas import Direction, InputError, Level
-from attrace.schemas.words import DIRECTIONS
+from attrace.schemas.checks import require_choice
+from attrace.schemas.words import DIRECTIONS, LEVELS
 
 At = tuple[int, int] | tuple[int, int, int, int] | ArrayLike
 """Chosen patches: a pixel (row, column), a box (top, left, bottom, right; the last two not included), or a mask
@@ -77,6 +78,7 @@ def sram(
         If `layers` names no layer.
     """
     chosen = chosen_patches(trace, at, direction)
+    require_choice(level, LEVELS, "level")
     if compat is not None:
         if direction != "g2r":
             raise InputError("compat='i2am' has chosen patches for direction='g2r' only, as the published code")
@@ -105,8 +107,8 @@ def chosen_patches(trace: Trace, at: At, direction: Direction = "g2r") -> NDArra
     InputError
         If `at` lies outside the picture or is no choice.
     """
-    if direction not in DIRECTIONS:
-        raise InputError(f"direction: expected r2g or g2r, found {direction!r}")
+    require_trace(trace)
+    require_choice(direction, DIRECTIONS, "direction")
     values = np.asarray(at)
     if values.ndim == 2:
         return as_mask(values, "at")

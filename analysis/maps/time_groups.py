@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex
 
 from attrace.analysis.trace.trace import Trace
 from attrace.schemas import InputError
+from attrace.schemas.checks import require_type
 
 DEFAULT_GROUPS: Final = 5
 """Groups of steps of a time-level map."""
@@ -20,6 +21,8 @@ def time_groups(trace: Trace, groups: int | None = None, group_size: int | None 
     InputError
         If both numbers are given, or they do not fit the steps.
     """
+    for name, number in (("groups", groups), ("group_size", group_size)):
+        require_type(number, SupportsIndex | None, name, "a whole number")
     if groups is not None and group_size is not None:
         raise InputError("give either groups (how many) or group_size (steps in each), not both")
     if trace.steps == 0:

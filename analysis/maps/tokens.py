@@ -17,8 +17,10 @@ from attrace.analysis.maps.time_groups import time_group_coordinates, time_group
 from attrace.analysis.maps.words import plain_text, runs_of_word
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.selection import Layers
-from attrace.analysis.trace.trace import Trace
+from attrace.analysis.trace.trace import Trace, require_trace
 from attrace.schemas import InputError, Level, SelectionError, SiteClass
+from attrace.schemas.checks import require_choice
+from attrace.schemas.words import LEVELS
 
 Tokens = str | int | Sequence[str | int]
 """Tokens by text, which may span several, or by place among the keys."""
@@ -80,6 +82,9 @@ def token_map(
     -----
     Tang et al., "What the DAAM: Interpreting Stable Diffusion Using Cross Attention", arXiv 2210.04885.
     """
+    require_trace(trace)
+    require_choice(level, LEVELS, "level")
+    require_choice(compat, (None, "daam"), "compat")
     text = _text_trace(trace)
     chosen = text if layers is None else text.sel(layer=layers)
     if chosen.steps == 0:

@@ -17,7 +17,7 @@ from attrace.analysis.trace.blocks import array_of_blocks, split
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.selection import Layers
 from attrace.analysis.trace.source import ClassSource
-from attrace.analysis.trace.trace import Trace
+from attrace.analysis.trace.trace import Trace, require_trace
 from attrace.analysis.trace.weights import picture_segment
 from attrace.schemas import InputError
 
@@ -51,6 +51,7 @@ def correspondence(trace: Trace, *, layers: Layers = None) -> xr.DataArray:
     SelectionError
         If `layers` names no layer.
     """
+    require_trace(trace)
     chosen = trace if layers is None else trace.sel(layer=layers)
     usable = [one for one in chosen.classes if one.site_class.query_grid and picture_segment(one.site_class)]
     if not usable or chosen.steps == 0:

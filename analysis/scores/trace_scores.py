@@ -17,6 +17,7 @@ from attrace.analysis.scores.ground_truth import correspondence_errors
 from attrace.analysis.scores.perceptual import lpips, require_lpips
 from attrace.analysis.scores.scorecard import Scorecard, score_map
 from attrace.analysis.scores.statistics import agreement, drift, effective_tokens, entropy, psnr, ssim
+from attrace.analysis.trace.trace import require_trace
 from attrace.analysis.trace.weights import as_mask, coverage
 from attrace.schemas import Direction, InputError, Level
 from attrace.schemas.words import DIRECTIONS, LEVELS
@@ -130,7 +131,7 @@ def _row(score: str, of: str, value: float) -> Row:
 
 def score_trace(
     trace: Trace,
-    masks: Mapping[Direction, NDArray[Any]],
+    masks: Mapping[Direction, NDArray[Any]] | None = None,
     *,
     size: tuple[int, int] | None = None,
     density: bool = False,
@@ -147,7 +148,7 @@ def score_trace(
     trace
         The trace, or a selection of it.
     masks
-        By direction, a mask over the picture that its maps lie over.
+        By direction, a mask over the picture that its maps lie over; by default the mask of the trace, for `r2g`.
     size
         Rows and columns of the maps; by default 64 along the longer side of the mask, or of the picture.
     density, groups
@@ -167,8 +168,11 @@ def score_trace(
     InputError
         If the trace has no map, a mask, picture or place does not fit it, or what `lpips` needs is missing.
     """
+    require_trace(trace)
     if perceptual:
         require_lpips()
+    if masks is None:
+        masks = {"r2g": stored_mask(trace)} if "mask" in trace.images else {}
     maps: dict[str, xr.DataArray] = {}
     directions = tuple(one for one in DIRECTIONS if one in masks or one in mappable_directions(trace))
     for direction in directions:

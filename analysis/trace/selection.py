@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable
+from operator import index
+from typing import SupportsIndex
 
 import numpy as np
 
 from attrace.schemas import SelectionError
+from attrace.schemas.checks import require_type
 from attrace.schemas.layers import find_layers
 
 Layers = str | Collection[str] | None
@@ -26,8 +29,11 @@ def match_layers(layers: str | Collection[str], known: Collection[str], where: s
     SelectionError
         If a label names none of them, or is short for several.
     """
+    expected = "a module path, a glob, a label such as up_blocks.1.1.0, or several of them"
+    require_type(layers, (str, Collection), "layer", expected)
     matched: set[str] = set()
     for label in [layers] if isinstance(layers, str) else layers:
+        require_type(label, str, "layer", expected)
         found = find_layers(label, known)
         if not found:
             raise SelectionError(no_such("layer", label, known, where))
@@ -35,16 +41,22 @@ def match_layers(layers: str | Collection[str], known: Collection[str], where: s
     return tuple(path for path in known if path in matched)
 
 
-def pick_numbers(labels: Numbers, known: tuple[int, ...], what: str, where: str) -> tuple[int, ...]:
+def pick_numbers(labels: int | slice | Iterable[int], known: tuple[int, ...], what: str, where: str) -> tuple[int, ...]:
     """The known numbers that are asked for, in the order of the known ones."""
+    expected = "a number, several of them, or a slice of them with both ends included"
     if isinstance(labels, slice):
+        for end in (labels.start, labels.stop, labels.step):
+            require_type(end, SupportsIndex | None, what, expected)
         start, stop = (-np.inf if labels.start is None else labels.start), labels.stop
         inside = [label for label in known if label >= start and (stop is None or label <= stop)]
         picked = inside[:: labels.step]
         if not picked:
             raise SelectionError(no_such(what, f"{labels.start}:{labels.stop}", known, where))
         return tuple(picked)
-    wanted = {int(label) for label in (labels if isinstance(labels, Iterable) else [labels])}  # type: ignore[arg-type]
+    wanted = set()
+    for label in [labels] if isinstance(labels, str) or not isinstance(labels, Iterable) else labels:
+        require_type(label, SupportsIndex, what, expected)
+        wanted.add(index(label))
     for label in sorted(wanted - set(known)):
         raise SelectionError(no_such(what, label, known, where))
     return tuple(label for label in known if label in wanted)

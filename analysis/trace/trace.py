@@ -8,16 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from importlib import import_module
+from os import PathLike
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from attrace.analysis.storage.store import StoredTrace, open_store
 from attrace.analysis.trace.selected import CONTEXT_PREFERENCE, TraceSelection, branches_of
+from attrace.schemas.checks import require_type
 from attrace.schemas.layout import TIME, TIMESTEP
 
 if TYPE_CHECKING:
     import xarray as xr
     from zarr.abc.store import Store
+
+    from attrace import analysis as functions
+else:
+
+    class _Method:
+        """A public function as a method, imported when it is looked up, with its signature and its help."""
+
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def __get__(self, trace: Any, owner: type) -> Any:
+            function = getattr(import_module("attrace.analysis"), self._name)
+            return function if trace is None else MethodType(function, trace)
+
+    class _Functions:
+        """The public functions of `attrace.analysis` as methods, by name."""
+
+        __getattr__ = staticmethod(_Method)
+
+    functions = _Functions()
 
 
 class Trace(TraceSelection):
@@ -58,6 +82,18 @@ class Trace(TraceSelection):
 
         return stored_tree(self)
 
+    ulam = functions.ulam
+    tlam = functions.tlam
+    hlam = functions.hlam
+    llam = functions.llam
+    sram = functions.sram
+    token_map = functions.token_map
+    marginals = functions.marginals
+    correspondence = functions.correspondence
+    plot = functions.plot
+    score = functions.score_trace
+    precompute = functions.precompute
+
     def __repr__(self) -> str:
         from attrace.analysis.trace.summary import describe
 
@@ -93,7 +129,12 @@ def open_trace(source: str | Path | Store, *, storage_options: Mapping[str, Any]
         If what is there is not a trace.
     TraceVersionError
         If it is written in a newer major version of the format.
+    InputTypeError
+        If `source` is none of these.
     """
+    from zarr.abc.store import Store
+
+    require_type(source, (str, PathLike, Store), "source", "a path, an address or a Zarr store")
     return trace_of(open_store(source, storage_options))
 
 
@@ -113,3 +154,8 @@ def trace_of(stored: StoredTrace) -> Trace:
         context=context,
         branch=branches[0] if branches else None,
     )
+
+
+def require_trace(trace: object) -> None:
+    """Refuse what is no trace, such as the path of one."""
+    require_type(trace, Trace, "trace", "a trace, which attrace.open_trace opens")

@@ -19,6 +19,7 @@ from attrace.analysis.storage.webdav import WEB_SCHEMES, webdav_files
 from attrace.analysis.trace.selection import Layers, Numbers
 from attrace.analysis.trace.trace import Trace, open_trace
 from attrace.schemas import AttraceError, InputError, TraceNotFoundError
+from attrace.schemas.checks import require_type
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -151,9 +152,11 @@ def find_traces(sources: Sources, *, storage_options: Mapping[str, Any] | None =
     TraceNotFoundError
         If a folder or glob holds no trace.
     """
-    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    expected = "a trace's path or address, a folder or glob of traces, or several of these"
+    require_type(sources, (str, os.PathLike, Iterable), "sources", expected)
     found: list[str] = []
-    for source in given:
+    for source in [sources] if isinstance(sources, str | os.PathLike) else sources:
+        require_type(source, (str, os.PathLike), "sources", expected)
         named = _find(os.fspath(source), storage_options)
         if not named:
             raise TraceNotFoundError(f"no trace at {source}: expected a trace, or a folder or glob of some")

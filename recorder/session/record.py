@@ -43,6 +43,7 @@ from attrace.recorder.writing.sink import TraceSink
 from attrace.recorder.writing.store import TraceStore, check_room, new_manifest_fields
 from attrace.recorder.writing.writer import BackgroundWriter
 from attrace.schemas import AttraceError, Context, InputError, Manifest, Status, terms_of_use
+from attrace.schemas.checks import require_type
 from attrace.schemas.codecs import Codec
 
 Choice = TypeVar("Choice", bound=str)
@@ -368,8 +369,11 @@ class Recording:
 
 
 def _paths(path: TracePath | Sequence[TracePath]) -> tuple[Path, ...]:
-    given = [path] if isinstance(path, str | PathLike) else list(path)
+    expected = "a folder to write to, or a list of one for each sample"
+    require_type(path, (str, PathLike, Sequence), "path", expected)
+    given = list(path) if isinstance(path, Sequence) and not isinstance(path, str) else [path]
     for one in given:
+        require_type(one, (str, PathLike), "path", expected)
         if "://" in fspath(one):
             raise InputError(
                 f"path: expected a folder on this machine, found the address {fspath(one)}: record to a folder, then "

@@ -137,7 +137,7 @@ class TestLevels:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"compat": "daam"}, "expected None or 'i2am'"),
+            ({"compat": "daam"}, "expected None or i2am"),
             ({"compat": "i2am", "density": True}, "takes neither density"),
         ],
     )

@@ -1,0 +1,69 @@
+"""One figure of one trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from attrace.analysis.figures.save import draw_chosen, draw_over, pictures_of, strongest_place
+from attrace.analysis.maps.attribution import hlam, llam, tlam, ulam
+from attrace.analysis.maps.sram import sram
+from attrace.schemas.checks import require_choice
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+    from attrace.analysis.figures.blend import Paint
+    from attrace.analysis.maps.sram import At
+    from attrace.analysis.trace.trace import Trace
+    from attrace.schemas import Direction, Level
+
+_MAPS: Final[dict[str, Callable[..., xr.DataArray]]] = {"ulam": ulam, "tlam": tlam, "hlam": hlam, "llam": llam}
+
+
+def plot(
+    trace: Trace,
+    level: Level | Literal["sram"] = "ulam",
+    *,
+    direction: Direction | None = None,
+    at: At | None = None,
+    density: bool = True,
+    paint: Paint | None = None,
+    **options: Any,
+) -> Figure:
+    """Figure of one map over the picture of the trace.
+
+    Parameters
+    ----------
+    trace
+        The trace, or a selection of it.
+    level
+        `ulam`, `tlam`, `hlam` or `llam`; or `sram` for the map of chosen patches, which are marked.
+    direction
+        As for the map: by default `r2g`, and `g2r` for `sram`.
+    at
+        The chosen patches, as for `sram`; by default the patch with the most attention of the other direction.
+    density, **options
+        As for the map.
+    paint
+        Colours, opacity, and whether to interpolate between the cells.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A notebook shows it; `savefig` writes it.
+
+    Raises
+    ------
+    InputError
+        As the map.
+    """
+    require_choice(level, (*_MAPS, "sram"), "level")
+    if level != "sram":
+        heat = _MAPS[level](trace, direction=direction or "r2g", density=density, **options)
+        return draw_over(heat, pictures_of(trace), paint=paint)
+    direction = direction or "g2r"
+    at = strongest_place(trace, direction) if at is None else at
+    heat = sram(trace, at, direction=direction, density=density, **options)
+    return draw_chosen(trace, heat, at, paint=paint)
