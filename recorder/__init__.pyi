@@ -5,9 +5,9 @@ from .labels.profile import (
     LabelWarning as LabelWarning,
     Profile as Profile,
 )
-from .session.record import (
+from .session.record import record as record
+from .session.recording import (
     Recording as Recording,
     RecordingWarning as RecordingWarning,
     Statistics as Statistics,
-    record as record,
 )

@@ -12,7 +12,8 @@ from typing import Any, Final, Literal
 from attrace.recorder.jobs.claims import Claim, ClaimLostError, Claims, Owner
 from attrace.recorder.jobs.joblist import Job, stored_manifest
 from attrace.recorder.jobs.pipelines import call_arguments, first_picture
-from attrace.recorder.session.record import Statistics, record
+from attrace.recorder.session.record import record
+from attrace.recorder.session.recording import Statistics
 from attrace.schemas import InputError
 from attrace.schemas.durable import sync_names
 

@@ -3,52 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
 
 from torch import nn
 
-from attrace.recorder.capture.host_copies import HostCopy
+from attrace.recorder.capture.host_copies import HostCopier, HostCopy
 from attrace.recorder.capture.sites import Candidate, shorten
-from attrace.recorder.labels.keys import Grid, KeyLabels
-from attrace.recorder.writing.encode import SiteShape
+from attrace.recorder.labels.contexts import KeysOfContext
+from attrace.recorder.session.options import RunOptions
+from attrace.recorder.session.problems import over_limit
+from attrace.recorder.writing.encode import encode
 from attrace.recorder.writing.plan import SeenSite
 from attrace.schemas import CaptureError
 
 
-@dataclass
 class FirstStep:
-    """The sites as they are seen, in the order of their calls, with their values."""
+    """The sites as they are seen, in the order of their calls, with their values.
 
-    sites: list[SeenSite] = field(default_factory=list)
-    """Each in every kept branch."""
-    parts: list[dict[str, HostCopy]] = field(default_factory=list)
-    """The values of each of the sites, by array name."""
-    left_out: dict[nn.Module, None] = field(default_factory=dict)
-    """Modules that are not recorded: they attend to the picture's own features, or to no context that is wanted."""
-    _order: dict[str, int] = field(default_factory=dict)
+    Parameters
+    ----------
+    options
+        What to record and how.
+    """
 
-    def add(
-        self,
-        candidate: Candidate,
-        branch: str,
-        shape: SiteShape,
-        parts: dict[str, HostCopy],
-        *,
-        labels: KeyLabels,
-        query_grid: Grid | None,
-    ) -> None:
-        """Keep a site that is being called, and its values."""
+    def __init__(self, options: RunOptions) -> None:
+        self.sites: list[SeenSite] = []
+        """Each in every kept branch."""
+        self.parts: list[dict[str, HostCopy]] = []
+        """The values of each of the sites, by array name."""
+        self.left_out: dict[nn.Module, None] = {}
+        """Modules that are not recorded: they attend to the picture's own features, or to no context that is wanted."""
+        self._options = options
+        self._copy = HostCopier()
+        self._order: dict[str, int] = {}
+        self._nbytes = 0
+
+    def take(self, candidate: Candidate, branch: str, keys: KeysOfContext, planned_steps: int | None) -> None:
+        """Keep a site that is being called, and its values.
+
+        Raises
+        ------
+        SizeLimitError
+            If the step is itself larger than the limit, before it fills the memory.
+        """
+        encoded = encode(keys.projections, self._options.encoding, planned_steps)
         order = self._order.setdefault(candidate.path, len(self._order))
         module = type(candidate.module).__name__
-        self.sites.append(SeenSite(candidate.path, branch, order, module, shape, labels, query_grid))
-        self.parts.append(parts)
+        self.sites.append(
+            SeenSite(candidate.path, branch, order, module, encoded.shape, keys.labels(), keys.query_grid)
+        )
+        self.parts.append({name: self._copy(part) for name, part in encoded.parts.items()})
+        self._nbytes += sum(part.nbytes for part in self.parts[-1].values())
+        limit = self._options.limit_bytes
+        if limit is not None and self._nbytes > limit:
+            what = f"{len(self.sites)} sites of the first step alone take"
+            raise over_limit(what, self._nbytes, limit, "fewer layers= or contexts")
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the values."""
-        return sum(part.nbytes for parts in self.parts for part in parts.values())
-
-    def check_seen(self, candidates: Collection[Candidate], *, allow_gaps: bool) -> None:
+    def check_seen(self, candidates: Collection[Candidate]) -> None:
         """Refuse to go on where attention was not seen that should have been.
 
         Raises
@@ -63,7 +73,7 @@ class FirstStep:
             # an added call (IP-Adapter) is left out by its processor where its scale is 0
             if one.path not in seen and one.module not in self.left_out and one.place == 0
         ]
-        if unseen and not allow_gaps:
+        if unseen and not self._options.allow_gaps:
             raise CaptureError(
                 f"{len(unseen)} of {len(candidates)} attention modules were not seen to attend: {shorten(unseen)}. "
                 "Either the model skips them (leave them out with layers=, or pass allow_gaps=True), or they compute "

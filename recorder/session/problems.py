@@ -7,40 +7,23 @@ from functools import wraps
 from typing import Any, Protocol
 
 from attrace.recorder.writing.encode import SiteShape
-from attrace.recorder.writing.plan import Plan
 from attrace.recorder.writing.sink import TraceSink
 from attrace.schemas import AttraceError, CaptureError, SizeLimitError
 
 
 class _Run(Protocol):
-    plan: Plan | None
-    steps: int
-
-    def stop(self, problem: AttraceError) -> None: ...
+    def fail(self, error: Exception) -> None: ...
 
 
-def stops_recording(method: Callable[..., None]) -> Callable[..., None]:
-    """Turn a problem in a hook into the end of the recording, not of the user's run.
-
-    In the first recorded step the problem is raised at once: a wrong argument must not cost a whole run. Later it
-    waits for the end of the `with` block, so that the picture is not lost; the recording stops.
-    """
+def fails_softly(method: Callable[..., None]) -> Callable[..., None]:
+    """Hand what a hook raises to its recording, which decides what that means for the user's run."""
 
     @wraps(method)
     def guarded(self: _Run, *args: Any) -> None:
         try:
             method(self, *args)
-        except AttraceError as problem:
-            if self.plan is None:
-                raise
-            self.stop(problem)
-        # a recorder that fails, out of memory or by a fault of its own, must not cost the picture
         except Exception as error:
-            if self.plan is None:
-                raise
-            fault = CaptureError(f"recording stopped in step {self.steps} ({type(error).__name__}: {error})")
-            fault.__cause__ = error
-            self.stop(fault)
+            self.fail(error)
 
     return guarded
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
-
-from torch import nn
+from typing import Any, TypeVar
 
 from attrace.recorder.capture.methods import CaptureName, choose_methods
 from attrace.recorder.capture.sites import (
@@ -33,42 +29,18 @@ from attrace.recorder.labels.profile import (
     with_context,
 )
 from attrace.recorder.session.options import RunOptions
-from attrace.recorder.session.problems import writer_problem
 from attrace.recorder.session.provenance import dtype_and_device, identify, software_versions
-from attrace.recorder.session.run import DenoiserRecorder
+from attrace.recorder.session.recording import Output, Recording
 from attrace.recorder.session.select import Steps, select_steps
 from attrace.recorder.writing.encode import EncodingChoice
 from attrace.recorder.writing.images import Images
-from attrace.recorder.writing.sink import TraceSink
-from attrace.recorder.writing.store import TraceStore, check_room, new_manifest_fields
-from attrace.recorder.writing.writer import BackgroundWriter
-from attrace.schemas import AttraceError, Context, InputError, Manifest, Status, terms_of_use
+from attrace.schemas import Context, InputError, terms_of_use
 from attrace.schemas.checks import require_type
 from attrace.schemas.codecs import Codec
 
 Choice = TypeVar("Choice", bound=str)
 
 TracePath = str | PathLike[str]
-
-
-class RecordingWarning(UserWarning):
-    """The model ran to its end, but its recording failed: the trace holds the steps before, or some layers less."""
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What a recording did."""
-
-    steps: int
-    """Recorded steps."""
-    sites: int
-    """Recorded attention calls of one step, in every kept branch."""
-    bytes_written: int
-    """Bytes of all arrays, before compression."""
-    estimated_bytes: int
-    """What was expected after the first step."""
-    waited_seconds: float
-    """How long the model waited for the writer."""
 
 
 def record(
@@ -239,133 +211,8 @@ def record(
         **dtype_and_device(denoiser),
         **terms_of_use(licence, citation),
     }
-    output = _Output(paths, _one_of("codec", codec, ("auto", "zstd", "none")), queue_bytes, strict, overwrite)
+    output = Output(paths, _one_of("codec", codec, ("auto", "zstd", "none")), queue_bytes, strict, overwrite)
     return Recording(model, denoiser, {one: methods[one.path] for one in candidates}, options, output, images, manifest)
-
-
-@dataclass(frozen=True)
-class _Output:
-    """Where a recording goes."""
-
-    paths: tuple[Path, ...]
-    codec: Codec
-    queue_bytes: int
-    strict: bool
-    overwrite: bool
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What works together while a recording is under way."""
-
-    run: DenoiserRecorder
-    sink: TraceSink
-    writer: BackgroundWriter
-
-
-class Recording:
-    """A recording: made by `record`, under way inside its `with` block."""
-
-    def __init__(
-        self,
-        model: Any,
-        denoiser: nn.Module,
-        candidates: Mapping[Candidate, str],
-        options: RunOptions,
-        output: _Output,
-        images: Images,
-        manifest: dict[str, Any],
-    ) -> None:
-        self.images = images
-        """The pictures to keep; set `images["generated"]` inside the block."""
-        self.paths = output.paths
-        """The traces, one for each sample."""
-        self.problem: AttraceError | None = None
-        """What went wrong with the recording, once its `with` block ended; None if all is in the trace."""
-        self._model, self._denoiser = model, denoiser
-        self._candidates = candidates
-        self._options, self._output, self._manifest = options, output, manifest
-        self._parts: _Parts | None = None
-
-    @property
-    def statistics(self) -> Statistics:
-        """What the recording did up to now."""
-        if self._parts is None:
-            return Statistics(0, 0, 0, 0, 0.0)
-        run, sink, writer = self._parts.run, self._parts.sink, self._parts.writer
-        return Statistics(
-            steps=run.steps,
-            sites=0 if run.plan is None else len(run.plan.sites),
-            bytes_written=sink.bytes_written,
-            estimated_bytes=run.estimated_bytes,
-            waited_seconds=writer.waited_seconds,
-        )
-
-    def __enter__(self) -> Self:
-        if self._parts is not None:
-            raise InputError("a recording cannot be entered twice: call record() again")
-        sink = TraceSink(self._create_stores(), self._options.limit_bytes)
-        writer = BackgroundWriter(self._output.queue_bytes)
-        run = DenoiserRecorder(self._model, self._denoiser, self._candidates, sink, writer, self._options)
-        self._parts = _Parts(run, sink, writer)
-        try:
-            run.attach()
-        except BaseException:
-            self._close(failed=True)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> Literal[False]:
-        problem = self.problem = self._close(failed=error is not None)
-        if problem is None or problem is error:
-            return False
-        if error is not None:
-            error.add_note(f"attrace: {problem}")
-        elif self._output.strict or not self._has_run:
-            raise problem
-        else:
-            warnings.warn(
-                RecordingWarning(f"the model ran to its end, but its recording failed: {problem}"), stacklevel=2
-            )
-        return False
-
-    @property
-    def _has_run(self) -> bool:
-        return self._parts is not None and self._parts.run.calls > 0
-
-    def _close(self, *, failed: bool) -> AttraceError | None:
-        """Remove the hooks, write what waits, close the traces; what went wrong with the recording itself."""
-        assert self._parts is not None
-        run, sink, writer = self._parts.run, self._parts.sink, self._parts.writer
-        run.detach()
-        writer.close()
-        problem = run.problem if failed else run.find_problem()
-        if writer.failure is not None:
-            problem = run.problem or writer_problem(writer.failure, sink)
-        status: Status = "interrupted" if failed or problem is not None else "complete"
-        try:
-            sink.close(status, self.images, run.notes, run.tiles)
-        except OSError as failure:
-            problem = problem or writer_problem(failure, sink)
-        return problem
-
-    def _create_stores(self) -> list[TraceStore]:
-        output = self._output
-        for path in output.paths:
-            check_room(path, overwrite=output.overwrite)
-        samples = len(output.paths)
-        return [
-            TraceStore(
-                path,
-                Manifest(**new_manifest_fields(), **self._manifest, sample=sample, samples=samples),
-                steps=1,  # more once the first step tells how many there will be
-                codec=output.codec,
-                overwrite=output.overwrite,
-            )
-            for sample, path in enumerate(output.paths)
-        ]
 
 
 def _paths(path: TracePath | Sequence[TracePath]) -> tuple[Path, ...]:

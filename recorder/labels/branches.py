@@ -1,8 +1,8 @@
-"""Which branches of guidance a call of the denoiser is for, as a run tells: its batch, its caller, its pipeline."""
+"""Branches of guidance of each call of the denoiser, as its batch, its caller and its pipeline tell them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from attrace.recorder.labels.guidance import (
     kept_branches,
     separate_branches,
 )
-from attrace.recorder.session.options import RunOptions
+from attrace.recorder.labels.profile import Profile
 
 
 class RunBranches:
@@ -27,14 +27,33 @@ class RunBranches:
     ----------
     model, denoiser
         The pipeline (or the denoiser again), and the denoiser.
-    options
-        What to record: the names that the user gave, the branches to keep.
+    profile
+        What is known of the pipeline.
+    samples
+        Traces being written.
+    named
+        Names of the branches, if the user gave them.
+    branch
+        Which of them to record.
+    prompts
+        Whether to keep prompts.
     """
 
-    def __init__(self, model: Any, denoiser: nn.Module, options: RunOptions) -> None:
+    def __init__(
+        self,
+        model: Any,
+        denoiser: nn.Module,
+        *,
+        profile: Profile,
+        samples: int,
+        named: tuple[str, ...] | None,
+        branch: str | Sequence[str],
+        prompts: bool,
+    ) -> None:
         self.call = PipelineCall()
         """The pipeline's call, as the first step found it."""
-        self._model, self._options = model, options
+        self._model, self._profile, self._samples = model, profile, samples
+        self._named, self._branch, self._prompts = named, branch, prompts
         self._contexts = CacheContexts(denoiser)
         self._calls = CallsOfStep()
         self._separate: tuple[str, ...] = ()
@@ -66,11 +85,9 @@ class RunBranches:
 
     def begin(self, arguments: Mapping[str, Any]) -> bool:
         """Find out which branch a call is for; whether it is the first call of its step."""
-        name, options = self._contexts.name, self._options
+        name = self._contexts.name
         rows = next((one.shape[0] for one in arguments.values() if isinstance(one, torch.Tensor) and one.ndim > 2), 0)
-        self._separate = separate_branches(
-            rows, options.samples, named=options.guidance, call=self.call, cache_context=name
-        )
+        self._separate = separate_branches(rows, self._samples, named=self._named, call=self.call, cache_context=name)
         self._current = self._calls.next(self._separate, name) if self._separate else None
         return not self._separate or len(self._calls.seen) == 1
 
@@ -96,7 +113,7 @@ class RunBranches:
     @property
     def kept(self) -> tuple[str, ...]:
         """Those to record."""
-        return kept_branches(self._options.branch, BatchLayout(self.all, self._options.samples))
+        return kept_branches(self._branch, BatchLayout(self.all, self._samples))
 
     @property
     def guesses(self) -> list[str | None]:
@@ -106,24 +123,23 @@ class RunBranches:
     def rows(self, rows: int) -> list[tuple[str, slice]]:
         """The branches to record of a batch of so many rows, each with its rows."""
         batch = self._layout(rows)
-        kept = batch.branches if self._current is not None else kept_branches(self._options.branch, batch)
+        kept = batch.branches if self._current is not None else kept_branches(self._branch, batch)
         return [(branch, batch.rows(branch)) for branch in kept]
 
     @property
     def _kept_separate(self) -> tuple[str, ...]:
-        return kept_branches(self._options.branch, BatchLayout(self._separate, 1))
+        return kept_branches(self._branch, BatchLayout(self._separate, 1))
 
     def _layout(self, rows: int) -> BatchLayout:
         layout = self._layouts.get((rows, self._current))
         if layout is None:
-            options = self._options
             # read anew: guidance may be switched off in the middle of a run
             call = self._read_call() if self._is_settled else self.call
-            named = options.guidance if self._current is None else (self._current,)
-            layout = batch_layout(rows, options.samples, named=named, profile=options.profile, call=call)
+            named = self._named if self._current is None else (self._current,)
+            layout = batch_layout(rows, self._samples, named=named, profile=self._profile, call=call)
             self._layouts[rows, self._current] = layout
         return layout
 
     def _read_call(self) -> PipelineCall:
-        call = read_call(self._model, self._options.profile)
-        return call if self._options.prompts else call.without_prompts()
+        call = read_call(self._model, self._profile)
+        return call if self._prompts else call.without_prompts()
