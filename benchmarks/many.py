@@ -33,8 +33,9 @@ from diffusers.utils import logging
 
 from attrace.analysis import open_trace
 from attrace.analysis.kernels.values import Factors
-from attrace.analysis.studies.aggregate import aggregate, engine
-from attrace.analysis.studies.contribution import Settings
+from attrace.analysis.studies.aggregate import aggregate
+from attrace.analysis.studies.engine import engine
+from attrace.analysis.studies.trace_statistics import Settings
 from attrace.analysis.trace.source import ClassSource
 from attrace.demo.run import record_demo
 from attrace.recorder.writing.store import TraceStore, new_manifest_fields

@@ -14,7 +14,7 @@ import numpy as np
 from attrace.analysis.figures.difference import draw_difference
 from attrace.analysis.scores.trace_scores import BETTER
 from attrace.analysis.studies.compare import Comparison, ranked_changes
-from attrace.schemas.words import DIRECTIONS, LEVELS
+from attrace.schemas.words import LEVELS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -65,10 +65,9 @@ def compare_page(comparison: Comparison, names: tuple[str, str], *, paired_by: s
         header, *rows = set_rows(comparison, names)
         parts += ["<h2>Sets of pictures</h2>", _table(header, rows)]
     changes = ranked_changes(dataset)
-    for direction in DIRECTIONS:
-        if f"ulam_{direction}_difference" in dataset:
-            parts.append(f"<h2>Maps {MEANING[direction]} ({direction})</h2>")
-            parts += _figures(dataset, direction, names, changes)
+    for direction in dataset["direction"].values.tolist():
+        parts.append(f"<h2>Maps {MEANING[direction]} ({direction})</h2>")
+        parts += _figures(dataset.sel(direction=direction), direction, names, changes)
     parts.append("<h2>Layers and heads, the largest changes first</h2>")
     for score, ranked in changes.items():
         rows = [(one.of, *map(number, (one.difference, one.low, one.high))) for one in ranked[:SHOWN]]
@@ -90,12 +89,12 @@ def score_rows(comparison: Comparison, names: tuple[str, str]) -> list[tuple[str
     dataset, rows = comparison.dataset, []
     for score in dataset["score"].values.tolist():
         one = dataset.sel(score=score)
-        low, high = one["score_interval"].values.tolist()
-        means = [float(one[f"score_{side}"].mean()) for side in ("a", "b")]
-        numbers = (*means, float(one["score_difference"]), low, high)
+        low, high = one["scores_interval"].values.tolist()
+        means = [float(one[f"scores_{side}"].mean()) for side in ("a", "b")]
+        numbers = (*means, float(one["scores_difference"]), low, high)
         better = better_side(score, low, high)
         rows.append(
-            (score, *map(number, numbers), str(int(one["score_pairs"])), "" if better is None else names[better])
+            (score, *map(number, numbers), str(int(one["scores_pairs"])), "" if better is None else names[better])
         )
     return rows
 
@@ -139,7 +138,7 @@ def _figures(
     dataset: xr.Dataset, direction: str, names: tuple[str, str], changes: dict[str, list[Any]]
 ) -> Iterable[str]:
     for level in LEVELS:
-        maps: list[xr.DataArray] = [dataset[f"{level}_{direction}_{part}"] for part in ("a", "b", "difference")]
+        maps: list[xr.DataArray] = [dataset[f"{level}_{part}"] for part in ("a", "b", "difference")]
         caption = f"{level}: mean over pairs"
         dim = {"hlam": "head", "llam": "layer"}.get(level)
         if dim is not None:
@@ -164,7 +163,7 @@ def _inlined(figure: Figure) -> str:
 
 
 def _pairs(dataset: xr.Dataset, names: tuple[str, str]) -> str:
-    differences = (dataset["score_b"] - dataset["score_a"]).transpose("pair", "score").values
+    differences = (dataset["scores_b"] - dataset["scores_a"]).transpose("pair", "score").values
     rows = [
         (name, *map(number, values))
         for name, values in zip(dataset["pair"].values.tolist(), differences.tolist(), strict=True)

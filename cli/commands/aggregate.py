@@ -60,7 +60,7 @@ SUFFIXES = (".zarr", ".csv", ".parquet")
     "--parts",
     type=LocalPath(),
     metavar="DIR",
-    help="Folder for what each trace contributes, until all is written; OUTPUT.parts by default.",
+    help="Folder for the statistics of each trace, until all is written; OUTPUT.parts by default.",
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Address of a Dask cluster, such as tcp://host:8786.")
 @overwrite_option
@@ -84,16 +84,17 @@ def aggregate(
     """Compute statistics over many traces.
 
     SOURCES are traces, folders of them, globs or addresses. Mean and variance of the maps of every level and direction,
-    entropy, mass inside the mask and similarity of heads, and the scores of every trace that has a mask, with
-    bootstrap intervals. A .zarr holds all of it, the tables leave out the maps.
+    entropy, mass inside the mask and agreement of heads, and the scores of every trace, with bootstrap intervals. A
+    .zarr holds all of it, the tables leave out the maps.
 
-    What each trace contributes is kept beside the output (OUTPUT.parts; in the working directory if the output is an
-    address such as s3://bucket/stats.zarr) until all is written: run the same command again after an interruption and
-    it goes on. A trace that cannot be read is left out and reported at the end; the exit code is then 1, and the
+    The statistics of each trace are saved beside the output (OUTPUT.parts; in the working directory if the output is
+    an address such as s3://bucket/stats.zarr) until all is written: run the same command again after an interruption
+    and it goes on. A trace that cannot be read is left out and reported at the end; the exit code is then 1, and the
     parts stay.
     """
-    from attrace.analysis.studies.aggregate import aggregate as aggregate_traces, engine
-    from attrace.analysis.studies.contribution import Settings
+    from attrace.analysis.studies.aggregate import aggregate as aggregate_traces
+    from attrace.analysis.studies.engine import engine
+    from attrace.analysis.studies.trace_statistics import Settings
 
     target = Destination(output)
     if target.suffix not in SUFFIXES:
@@ -102,15 +103,15 @@ def aggregate(
     if target.suffix == ".parquet":
         _require_pyarrow()
     settings = Settings(size, groups, bool(density), align == "mask", layers, context, branch)
-    kept = parts or target.beside / f"{target.name}.parts"
+    folder = parts or target.beside / f"{target.name}.parts"
     with chunk_progress("traces") as progress, engine(scheduler) as pool:
-        made = aggregate_traces(sources, kept, settings=settings, executor=pool, seed=seed, progress=progress)
+        made = aggregate_traces(sources, folder, settings=settings, executor=pool, seed=seed, progress=progress)
     _write(made, target)
     _report(made, as_json=as_json)
     if made.broken:
         listed = "\n".join(f"  {path}: {reason}" for path, reason in made.broken.items())
         raise Failure(f"{len(made.broken)} traces are left out:\n{listed}")
-    shutil.rmtree(kept)
+    shutil.rmtree(folder)
 
 
 def _require_pyarrow() -> None:
@@ -123,7 +124,7 @@ def _write(made: Aggregate, target: Destination) -> None:
 
     def write(path: Path) -> None:
         if target.suffix == ".zarr":
-            _plain(made.dataset).to_zarr(path, zarr_format=3, consolidated=False)
+            _plain(made.dataset).to_zarr(path, zarr_format=3)
         elif target.suffix == ".csv":
             summary_table(made.dataset).to_csv(path, index=False)
         else:
@@ -139,16 +140,13 @@ def _plain(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _report(made: Aggregate, *, as_json: bool) -> None:
-    from attrace.analysis.studies.contribution import SCORES
-
+    dataset = made.dataset
     scores = {
-        name: {
-            "mean": float(made.dataset[name].mean()),
-            "low": float(made.dataset[f"{name}_interval"].sel(bound="low")),
-            "high": float(made.dataset[f"{name}_interval"].sel(bound="high")),
+        score: {
+            "mean": float(dataset["scores"].sel(score=score).mean()),
+            **{bound: float(dataset["scores_interval"].sel(score=score, bound=bound)) for bound in ("low", "high")},
         }
-        for name in SCORES
-        if name in made.dataset
+        for score in dataset["score"].values.tolist()
     }
     if as_json:
         print_json({"traces": made.dataset.sizes["trace"], "scores": scores, "broken": dict(made.broken)})

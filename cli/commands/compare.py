@@ -88,9 +88,9 @@ def compare(
     Traces without a partner are named. A trace that cannot be read is left out with its partner and named at the end;
     the exit code is then 1.
     """
-    from attrace.analysis.studies.aggregate import engine
     from attrace.analysis.studies.compare import compare as compare_traces
-    from attrace.analysis.studies.contribution import Settings
+    from attrace.analysis.studies.engine import engine
+    from attrace.analysis.studies.trace_statistics import Settings
 
     if as_json and as_csv:
         raise click.UsageError("give either --json or --csv, not both")
@@ -132,14 +132,14 @@ def _as_json(made: Comparison, names: tuple[str, str]) -> dict[str, Any]:
     scores = {}
     for score in dataset["score"].values.tolist():
         one = dataset.sel(score=score)
-        low, high = one["score_interval"].values.tolist()
+        low, high = one["scores_interval"].values.tolist()
         scores[score] = {
-            "a": float(one["score_a"].mean()),
-            "b": float(one["score_b"].mean()),
-            "difference": float(one["score_difference"]),
+            "a": float(one["scores_a"].mean()),
+            "b": float(one["scores_b"].mean()),
+            "difference": float(one["scores_difference"]),
             "low": low,
             "high": high,
-            "pairs": int(one["score_pairs"]),
+            "pairs": int(one["scores_pairs"]),
         }
     changes = {
         score: [{name: value for name, value in one._asdict().items() if name != "score"} for one in ranked]

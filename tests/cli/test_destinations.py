@@ -142,11 +142,11 @@ def test_nothing_is_done_twice_after_an_interruption(
     with monkeypatch.context() as patch:
         patch.setattr(RemoteFiles, "send", breaking)
         assert "the network is gone" in run(*arguments).stderr
-    assert len(list((tmp_path / "stats.zarr.parts").glob("*.npz"))) == 1  # copies of one trace contribute the same
+    assert len(list((tmp_path / "stats.zarr.parts").glob("*.nc"))) == 1  # copies of one trace contribute the same
     assert UNFINISHED in sent
     assert not (there / "zarr.json").exists()
     half, again = set(files(there)), list[str]()
-    monkeypatch.setattr("attrace.analysis.studies.aggregate.trace_statistics", None)
+    monkeypatch.setattr("attrace.analysis.studies.trace_statistics.trace_statistics", None)
 
     def told(self: RemoteFiles, name: str, local: Path) -> None:
         again.append(name)
@@ -178,7 +178,7 @@ def test_parts_can_lie_elsewhere(run: Run, two: Path) -> None:
     (two / "runs/a.zarr/zarr.json").write_text("{")
     result = run("aggregate", "runs", "-o", "stats.csv", "--size", "8x8", "--parts", "kept/here")
     assert result.exit_code == 1
-    assert len(list((two / "kept/here").glob("*.npz"))) == 1
+    assert len(list((two / "kept/here").glob("*.nc"))) == 1
     assert not (two / "stats.csv.parts").exists()
 
 

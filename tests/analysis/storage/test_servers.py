@@ -17,8 +17,9 @@ from support.traces import make_trace, site_class
 from attrace.analysis import open_trace, open_traces, pack, ulam
 from attrace.analysis.integrity.verify import verify
 from attrace.analysis.sharing.transfer import pull, push
-from attrace.analysis.studies.aggregate import aggregate, engine
-from attrace.analysis.studies.contribution import Settings
+from attrace.analysis.studies.aggregate import aggregate
+from attrace.analysis.studies.engine import engine
+from attrace.analysis.studies.trace_statistics import Settings
 from attrace.schemas import TraceNotFoundError
 
 SETTINGS = Settings(size=(8, 8))

@@ -14,7 +14,7 @@ from support.traces import make_trace, site_class
 from attrace.analysis import agreement, drift, hlam, imacs, llam, open_trace, psnr, tlam, ulam
 from attrace.analysis.explorer.compare_page import better_side, compare_page, score_rows
 from attrace.analysis.studies.compare import Comparison, compare, ranked_changes
-from attrace.analysis.studies.contribution import Settings
+from attrace.analysis.studies.trace_statistics import Settings
 from attrace.schemas import InputError
 
 SETTINGS = Settings(size=(8, 8))
@@ -51,7 +51,7 @@ def test_scores_are_those_of_every_trace_and_differences_are_paired(sets: Path, 
     assert dataset["pair"].values.tolist() == ["0", "1", "2", "3"]
     first, second = open_trace(sets / "a/2.zarr"), open_trace(sets / "b/2.zarr")
     for side, trace in (("a", first), ("b", second)):
-        one = dataset[f"score_{side}"].sel(pair="2")
+        one = dataset[f"scores_{side}"].sel(pair="2")
         assert float(one.sel(score="imacs")) == pytest.approx(float(imacs(ulam(trace, size=(8, 8)), MASK > 127)))
         moved = float(drift(tlam(trace, direction="g2r", size=(8, 8))))
         assert float(one.sel(score="drift_g2r")) == pytest.approx(moved)
@@ -59,12 +59,12 @@ def test_scores_are_those_of_every_trace_and_differences_are_paired(sets: Path, 
         assert float(one.sel(score="head_agreement_r2g")) == pytest.approx(alike, rel=1e-6)
         near = psnr(trace.images["generated"].values, trace.images["truth"].values)
         assert float(one.sel(score="psnr")) == pytest.approx(near)
-    differences = dataset["score_b"] - dataset["score_a"]
-    assert np.allclose(dataset["score_difference"], differences.mean("pair"))
-    low, high = dataset["score_interval"].sel(score="imacs").values
-    assert low <= float(dataset["score_difference"].sel(score="imacs")) <= high
+    differences = dataset["scores_b"] - dataset["scores_a"]
+    assert np.allclose(dataset["scores_difference"], differences.mean("pair"))
+    low, high = dataset["scores_interval"].sel(score="imacs").values
+    assert low <= float(dataset["scores_difference"].sel(score="imacs")) <= high
     assert low < high
-    assert (dataset["score_pairs"] == 4).all()
+    assert (dataset["scores_pairs"] == 4).all()
 
 
 def test_maps_of_difference_are_means_over_pairs(sets: Path, compared: Comparison) -> None:
@@ -73,12 +73,14 @@ def test_maps_of_difference_are_means_over_pairs(sets: Path, compared: Compariso
         for side in ("a", "b")
     }
     found = compared.dataset.sel(layer=["down.0.attn2", "up.0.attn2"])
-    assert np.allclose(found["llam_r2g_a"], maps["a"].mean(axis=0))
-    assert np.allclose(found["llam_r2g_difference"], (maps["b"] - maps["a"]).mean(axis=0), atol=1e-9)
-    assert np.allclose(found["llam_r2g_deviation"], (maps["b"] - maps["a"]).std(axis=0, ddof=1), rtol=1e-4)
+    assert np.allclose(found["llam_a"].sel(direction="r2g"), maps["a"].mean(axis=0))
+    assert np.allclose(found["llam_difference"].sel(direction="r2g"), (maps["b"] - maps["a"]).mean(axis=0), atol=1e-9)
+    assert np.allclose(
+        found["llam_deviation"].sel(direction="r2g"), (maps["b"] - maps["a"]).std(axis=0, ddof=1), rtol=1e-4
+    )
     extra = compared.dataset.sel(layer="extra.attn2")
-    assert extra["llam_r2g_b"].isnull().all()
-    assert (extra["llam_r2g_count"] == 0).all()
+    assert extra["llam_b"].sel(direction="r2g").isnull().all()
+    assert (extra["llam_count"].sel(direction="r2g") == 0).all()
     assert compared.only == {"a": (), "b": ("extra.attn2",)}
 
 
@@ -106,9 +108,9 @@ def test_layers_and_heads_are_ranked_by_what_changed(sets: Path, compared: Compa
 
 def test_a_set_against_itself_has_no_difference(sets: Path) -> None:
     same = compare(sets / "a", sets / "a", settings=SETTINGS).dataset
-    assert (same["score_difference"].fillna(0) == 0).all()
-    assert (same["ulam_r2g_difference"] == 0).all()
-    assert np.allclose(same["layer_distance_r2g"].dropna("layer"), 0, atol=1e-12)
+    assert (same["scores_difference"].fillna(0) == 0).all()
+    assert (same["ulam_difference"].sel(direction="r2g") == 0).all()
+    assert np.allclose(same["layer_distance"].sel(direction="r2g").dropna("layer"), 0, atol=1e-12)
 
 
 def test_the_result_does_not_depend_on_what_runs_it(sets: Path, compared: Comparison) -> None:

@@ -1,0 +1,159 @@
+"""Statistics of one trace as a labelled dataset: what a study of many traces is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import dask.array as da
+import dask.base
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from attrace.analysis.maps.levels import level_maps
+from attrace.analysis.maps.marginals import marginal_array
+from attrace.analysis.maps.plans import Size, grid_plans
+from attrace.analysis.scores.scorecard import score_map
+from attrace.analysis.scores.statistics import agreement, entropy, mass
+from attrace.analysis.scores.trace_scores import score_maps, score_picture, stored_mask
+from attrace.analysis.trace.trace import Trace, open_trace
+from attrace.analysis.trace.weights import as_mask
+from attrace.schemas import AttraceError, Direction
+from attrace.schemas.words import DIRECTIONS, LEVELS
+
+MASK_SCORES: Final = ("imacs", "imacs_i2am", "inside", "area", "iou")
+"""Scores of a trace that has a mask, as in `Scorecard`."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is computed for every trace."""
+
+    size: Size = (32, 32)
+    """Rows and columns of every map."""
+    groups: int = 5
+    """Groups of steps of the time-level maps."""
+    density: bool = False
+    """As for `ulam`."""
+    align: bool = False
+    """Lay the box around the mask over the whole map, for maps over the generated picture."""
+    layers: tuple[str, ...] = ()
+    """Globs of the layers to take; all by default."""
+    context: str | None = None
+    """As for `Trace.sel`."""
+    branch: str | None = None
+    """As for `Trace.sel`."""
+
+    def select(self, trace: Trace) -> Trace:
+        """The part of a trace that counts."""
+        return trace.sel(context=self.context, branch=self.branch).sel(layer=self.layers or None)
+
+    def key(self, trace: Trace) -> str:
+        """Name of the statistics of a trace: the same trace, steps and settings have the same one."""
+        described = json.dumps([trace.manifest.id, trace.steps, asdict(self)], sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()[:32]
+
+
+def statistics_or_reason(path: str, settings: Settings, storage_options: Mapping[str, Any] | None) -> xr.Dataset | str:
+    """Statistics of the trace at a path, or why there are none: one broken trace must not stop a study."""
+    try:
+        return trace_statistics(settings.select(open_trace(path, storage_options=storage_options)), settings)
+    except (AttraceError, OSError, ValueError) as error:
+        return str(error)
+
+
+def trace_statistics(trace: Trace, settings: Settings) -> xr.Dataset:
+    """Maps, statistics of heads and scores of a trace, from one pass over its data.
+
+    Returns
+    -------
+    xarray.Dataset
+        Computed: `ulam`, `tlam`, `hlam` and `llam` (direction, [time_group, head or layer,] row, column); `entropy` and
+        `inside` (direction, layer, head) and `agreement` (direction, layer) of the maps of single heads, on the grid of
+        their layer; `scores` (score). NaN where a layer has no grid for a direction, or there is no mask.
+
+    Raises
+    ------
+    AttraceError
+        If the trace cannot be read, or has no map.
+    """
+    maps = level_maps(trace, size=settings.size, groups=min(settings.groups, trace.steps), density=settings.density)
+    directions = [direction for direction in DIRECTIONS if f"ulam_{direction}" in maps]
+    heads = {direction: _maps_of_heads(trace, direction) for direction in directions}
+    # on one thread: traces are what runs at the same time, and the order of every sum stays the same
+    maps, heads = dask.base.compute(maps, heads, scheduler="synchronous")
+    mask = as_mask(stored_mask(trace), "mask") if "mask" in trace.images else None
+    scores, datasets = _picture_scores(trace, mask), []
+    for direction in directions:
+        levels = {level: maps[f"{level}_{direction}"] for level in LEVELS}
+        scores |= {
+            f"{name}_{direction}": value for name, value in asdict(score_maps(levels)).items() if name != "cells"
+        }
+        inside = mask if direction == "r2g" else None
+        if inside is not None:
+            card = score_map(levels["ulam"], inside)
+            scores |= {name: getattr(card, name) for name in MASK_SCORES}
+            if settings.align:
+                levels = {level: _over_box(heat, inside) for level, heat in levels.items()}
+        of_heads = [_statistics_of_heads(one, inside) for one in heads[direction]]
+        datasets.append(xr.Dataset(levels).merge(xr.concat(of_heads, "layer", join="outer"), join="outer"))
+    dataset = xr.concat(datasets, xr.Variable("direction", directions), join="outer", combine_attrs="drop")
+    labels = {"layer": list(trace.layers), "head": list(trace.heads)}
+    dataset = dataset.reset_coords(drop=True).reindex(labels)
+    dataset = dataset.assign_coords(time_group=np.arange(dataset.sizes["time_group"]), score=list(scores))
+    return dataset.assign(scores=("score", np.array(list(scores.values()), np.float64)))
+
+
+def first_met(datasets: Iterable[xr.Dataset], dim: str) -> list[Any]:
+    """Labels of a dimension of all datasets, in the order in which they are first met."""
+    return list(dict.fromkeys(label for one in datasets for label in one[dim].values.tolist()))
+
+
+def _picture_scores(trace: Trace, mask: NDArray[np.float64] | None) -> dict[str, float]:
+    """PSNR and SSIM, where a trace holds a true picture of the shape of the generated one."""
+    shapes = trace.image_shapes
+    if not {"generated", "truth"} <= shapes.keys() or shapes["generated"] != shapes["truth"]:
+        return {}
+    scores = score_picture(trace, mask=mask)
+    return {} if scores is None else {name: value for name, value in asdict(scores).items() if value is not None}
+
+
+def _maps_of_heads(trace: Trace, direction: Direction) -> list[xr.DataArray]:
+    """For each class with a grid the mean over steps, lazily: (layer, head, row, column)."""
+    found = []
+    for plan in grid_plans(trace, direction, None, None):
+        marginal = marginal_array(trace, plan.marginals, direction)[..., plan.places]
+        maps = da.nanmean(marginal, axis=0).reshape(*marginal.shape[1:3], *plan.grid)
+        selected = plan.marginals.selected
+        labels = {"layer": list(selected.paths), "head": list(selected.heads)}
+        found.append(xr.DataArray(maps, labels, ("layer", "head", "row", "column")))
+    return found
+
+
+def _statistics_of_heads(maps: xr.DataArray, mask: NDArray[np.float64] | None) -> xr.Dataset:
+    """Entropy of the map of each head, its mass inside the mask, and agreement of the heads of each layer."""
+    of_heads = entropy(maps)
+    none = of_heads.where(False)
+    return xr.Dataset(
+        {
+            "entropy": of_heads,
+            "inside": none if mask is None else mass(maps, mask),
+            "agreement": agreement(maps, "head") if maps.sizes["head"] > 1 else none.isel(head=0, drop=True),
+        }
+    )
+
+
+def _over_box(heat: xr.DataArray, mask: NDArray[np.float64]) -> xr.DataArray:
+    """What lies in the box around a mask, stretched over the whole map (linear between patches)."""
+    targets = {}
+    for dim, covered in (("row", mask.max(axis=1)), ("column", mask.max(axis=0))):
+        inside = np.flatnonzero(covered) / len(covered)
+        first, length = inside[0], inside[-1] + 1 / len(covered) - inside[0]
+        patches = heat.sizes[dim]
+        centres = (first + (np.arange(patches) + 0.5) / patches * length) * patches - 0.5
+        targets[dim] = xr.DataArray(np.clip(centres, 0, patches - 1), dims=dim)
+    return heat.interp(targets).assign_coords(row=heat["row"], column=heat["column"])
