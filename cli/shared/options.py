@@ -150,19 +150,13 @@ resampler_option = click.option(
 level_option = click.option(
     "--level", type=click.Choice(LEVELS), multiple=True, default=LEVELS, help="May be repeated; all by default."
 )
-layers_option = click.option(
-    "--layers",
-    multiple=True,
-    metavar="LAYER",
-    help="Layers by module path, glob, or the label that a figure shows; may be repeated.",
-)
 
 
 def selection_options(command: Command) -> Command:
     """Options that select a part of a trace: read them with `select`."""
     for option in reversed(
         [
-            layers_option,
+            click.option("--layers", multiple=True, metavar="GLOB", help="Layers by module path; may be repeated."),
             click.option("--heads", multiple=True, type=click.IntRange(min=0), help="Heads; may be repeated."),
             click.option("--steps", type=step_range, metavar="FIRST:LAST", help="Steps, both ends included."),
             click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are."),

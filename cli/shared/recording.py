@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from attrace.cli.shared.options import CONTEXTS, Command, byte_size, kept_steps, layers_option, size
+from attrace.cli.shared.options import CONTEXTS, Command, byte_size, kept_steps, size
 
 _OPTIONS = (
-    layers_option,
+    click.option("--layers", multiple=True, metavar="GLOB", help="Layers by module path; may be repeated."),
     click.option(
         "--steps-kept",
         type=kept_steps,

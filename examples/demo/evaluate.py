@@ -1,14 +1,15 @@
 """Measure the demo's model on held-out samples, from traces alone: `python -m attrace.demo.evaluate`.
 
-The samples are made from photographs that were never seen in training. Each is painted and recorded; everything about
-attention is then computed from the trace and compared with the truth, which is known because the samples are made.
-An untrained network of the same shape stands beside the trained one.
+The samples are made from photographs, and with `--objects` from objects, that were never seen in training. Each is
+painted and recorded; everything about attention is then computed from the trace and compared with the truth, which is
+known because the samples are made. An untrained network of the same shape stands beside the trained one.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,13 +18,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from attrace.analysis import Trace, correspondence, imacs, llam, mass, precompute, ulam
-from attrace.demo.data import SIZE, SampleMaker, Samples, reference_position
-from attrace.demo.pipeline import ReferenceInpaintPipeline, build_pipeline
+from attrace.demo.data import Samples
+from attrace.demo.objects import Objects
+from attrace.demo.pipeline import InpaintPipeline
+from attrace.demo.placement import reference_position
 from attrace.demo.run import load_pipeline
-from attrace.demo.train import HELD_OUT_PHOTOGRAPHS, load_photographs
+from attrace.demo.train import held_out_samples
 from attrace.recorder import record
 
 
@@ -56,7 +60,9 @@ class Quality:
         return min(self.sram_error, key=self.sram_error.__getitem__)
 
 
-def evaluate(pipeline: ReferenceInpaintPipeline, samples: Samples, *, steps: int = 20, batch: int = 8) -> Quality:
+def evaluate(
+    pipeline: InpaintPipeline, samples: Samples, *, steps: int = 20, guidance: float = 1.0, batch: int = 8
+) -> Quality:
     """Paint and record every sample, and measure the pictures and the traces."""
     painted, traces = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +75,9 @@ def evaluate(pipeline: ReferenceInpaintPipeline, samples: Samples, *, steps: int
                         part.masked_scene,
                         part.mask,
                         part.reference,
+                        placement=part.placement,
                         num_inference_steps=steps,
+                        guidance_scale=guidance,
                         generator=torch.Generator().manual_seed(start),
                         output_type="pt",
                     ).images
@@ -87,18 +95,28 @@ def true_places(samples: Samples, grid: tuple[int, int], key_grid: tuple[int, in
         float32 (sample, query row, query column, 2): row and column, 0 being the centre of the first key patch. NaN
         for query patches that do not lie wholly inside the mask.
     """
-    patch = (SIZE // grid[0], SIZE // grid[1])
-    position = F.avg_pool2d(reference_position(samples.box), patch).flip(1).permute(0, 2, 3, 1)
+    patch = (samples.size // grid[0], samples.size // grid[1])
+    position = F.avg_pool2d(reference_position(samples.placement, samples.size), patch).flip(1).permute(0, 2, 3, 1)
     places = (position + 1) / 2 * torch.tensor(key_grid) - 0.5
     inside = F.avg_pool2d(samples.mask, patch)[:, 0] == 1
     return torch.where(inside[..., None], places, torch.nan)
 
 
+def untrained(pipeline: InpaintPipeline) -> InpaintPipeline:
+    """A pipeline of the same shape whose weights are drawn anew, from torch's global generator."""
+    fresh = deepcopy(pipeline)
+    for part in fresh.components.values():
+        if isinstance(part, ModelMixin):
+            part.load_state_dict(type(part).from_config(part.config).state_dict())
+    return fresh
+
+
 def _quality(samples: Samples, painted: Tensor, traces: list[Trace]) -> Quality:
     masks = [xr.DataArray(mask.numpy(), dims=("row", "column")) for mask in samples.mask[:, 0]]
     objects = [xr.DataArray(mask.numpy(), dims=("row", "column")) for mask in samples.object_mask[:, 0]]
-    r2g = [ulam(trace, direction="r2g", size=(SIZE, SIZE), density=True).compute() for trace in traces]
-    g2r = [ulam(trace, direction="g2r", size=(SIZE, SIZE), density=True).compute() for trace in traces]
+    size = (samples.size, samples.size)
+    r2g = [ulam(trace, direction="r2g", size=size, density=True).compute() for trace in traces]
+    g2r = [ulam(trace, direction="g2r", size=size, density=True).compute() for trace in traces]
     return Quality(
         psnr=float(np.mean([_psnr(*one) for one in zip(painted, samples.scene, samples.mask, strict=True)])),
         ssim=float(np.mean([_ssim(*one) for one in zip(painted, samples.scene, samples.mask, strict=True)])),
@@ -113,7 +131,8 @@ def _quality(samples: Samples, painted: Tensor, traces: list[Trace]) -> Quality:
 
 
 def _layer_mass(traces: list[Trace], masks: list[xr.DataArray]) -> dict[str, float]:
-    maps = [llam(trace, direction="r2g", size=(SIZE, SIZE)).compute() for trace in traces]
+    size = (masks[0].sizes["row"], masks[0].sizes["column"])
+    maps = [llam(trace, direction="r2g", size=size).compute() for trace in traces]
     return {
         layer: float(np.mean([mass(one.sel(layer=layer), mask) for one, mask in zip(maps, masks, strict=True)]))
         for layer in traces[0].layers
@@ -171,20 +190,21 @@ def _short(layer: str) -> str:
 @click.option(
     "--weights", type=click.Path(exists=True, path_type=Path), help="Another trained pipeline than the bundled."
 )
+@click.option("--objects", type=click.Path(exists=True, path_type=Path), help="Of `attrace.demo.objects`.")
 @click.option("--samples", default=32, help="How many samples to paint.")
 @click.option("--steps", default=20, help="DDIM steps.")
+@click.option("--guidance", default=1.0, help="Scale of classifier-free guidance.")
 @click.option("--seed", default=20_000, help="Of the samples.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of a table.")
-def main(weights: Path | None, samples: int, steps: int, seed: int, as_json: bool) -> None:
+def main(
+    weights: Path | None, objects: Path | None, samples: int, steps: int, guidance: float, seed: int, as_json: bool
+) -> None:
     """Evaluate the trained and an untrained network, and print what was measured."""
-    made = SampleMaker(seed, load_photographs(HELD_OUT_PHOTOGRAPHS)).make(samples)
+    trained = load_pipeline(weights)
+    made = held_out_samples(samples, seed, trained.size, Objects.load(objects) if objects else None)
     torch.manual_seed(0)
-    untrained = build_pipeline()
-    untrained.set_progress_bar_config(disable=True)
-    qualities = {
-        "trained": evaluate(load_pipeline(weights), made, steps=steps),
-        "untrained": evaluate(untrained, made, steps=steps),
-    }
+    pipelines = {"trained": trained, "untrained": untrained(trained)}
+    qualities = {name: evaluate(one, made, steps=steps, guidance=guidance) for name, one in pipelines.items()}
     if as_json:
         click.echo(json.dumps({name: asdict(quality) for name, quality in qualities.items()}, indent=2))
     else:

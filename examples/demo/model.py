@@ -1,16 +1,22 @@
-"""The demo's networks: an encoder of the reference and the placement features that tell the U-Net where it belongs."""
+"""The demo's networks beside diffusers' own: an encoder of the reference, and features of positions in it."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from attrace.demo.placement import reference_position
+
 PATCH = 4
 """Rows and columns of pixels in one patch; pixel-unshuffle by this factor stands in for a VAE."""
+
+FREQUENCIES = 4
+"""Octaves in the features of positions, unless a model has another number of its own."""
 
 
 class ReferenceEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -27,7 +33,7 @@ class ReferenceEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, channels: int = 96, frequencies: int = 4, positions: bool = True) -> None:  # noqa: ARG002 read from the configuration
+    def __init__(self, channels: int = 96, frequencies: int = FREQUENCIES, positions: bool = True) -> None:  # noqa: ARG002 read from the configuration
         super().__init__()
         self.patches = nn.PixelUnshuffle(PATCH)
         self.content = nn.Sequential(
@@ -53,18 +59,11 @@ class ReferenceEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Tensor
             (sample, token, channels); tokens run over the rows of the patch grid.
         """
-        content = self.content(self.patches(reference))
-        if not self.config.positions:
-            without_positions: Tensor = self.norm(content.flatten(2).transpose(1, 2))
-            return without_positions
-        rows, columns = content.shape[2:]
-        row, column = (
-            (torch.arange(count, device=reference.device, dtype=reference.dtype) + 0.5) * 2 / count - 1
-            for count in (rows, columns)
-        )
-        centres = torch.stack([column[None, :].expand(rows, -1), row[:, None].expand(-1, columns)])[None]
-        position = self.position(position_features(centres, self.config.frequencies).flatten(2).transpose(1, 2))
-        tokens: Tensor = self.norm(content.flatten(2).transpose(1, 2) + position)
+        content = self.content(self.patches(reference)).flatten(2).transpose(1, 2)
+        if self.config.positions:
+            features = own_position_features(reference, self.config.frequencies)
+            content = content + self.position(features.flatten(2).transpose(1, 2))
+        tokens: Tensor = self.norm(content)
         return tokens
 
 
@@ -90,3 +89,41 @@ def position_features(position: Tensor, frequencies: int) -> Tensor:
     """
     scaled = [position * (math.pi * 2**octave) for octave in range(frequencies)]
     return torch.cat([position, *(wave(angle) for angle in scaled for wave in (torch.sin, torch.cos))], dim=1)
+
+
+def own_position_features(reference: Tensor, frequencies: int) -> Tensor:
+    """Features of the centre of every patch of a reference: (1, feature, row / PATCH, column / PATCH)."""
+    whole = torch.eye(2, 3, device=reference.device)[None]
+    centres = reference_position(whole, reference.shape[-1] // PATCH).to(reference.dtype)
+    return position_features(centres, frequencies)
+
+
+def condition_channels(frequencies: int) -> int:
+    """Number of channels that `scene_condition` gives."""
+    return 4 * PATCH**2 + position_feature_count(frequencies) + 4
+
+
+def scene_condition(masked_scene: Tensor, mask: Tensor, placement: Tensor, frequencies: int = FREQUENCIES) -> Tensor:
+    """What a denoiser is told beside the noisy picture: masked scene, mask, and how the reference lies.
+
+    Parameters
+    ----------
+    masked_scene
+        (sample, 3, row, column) in [-1, 1], 0 under the mask.
+    mask
+        (sample, 1, row, column), 1 where to paint.
+    placement
+        How the reference lies in the scene: (sample, 2, 3), see `frame_placement`.
+    frequencies
+        Octaves in the features of the reference position.
+
+    Returns
+    -------
+    Tensor
+        (sample, channel, row / PATCH, column / PATCH): the pixels of the masked scene and of the mask, and inside the
+        mask the features of the reference position of the patch and the linear part of the placement.
+    """
+    position = F.avg_pool2d(reference_position(placement, mask.shape[-1]).to(mask.dtype), PATCH)
+    linear = placement[:, :, :2].to(mask.dtype).flatten(1)[:, :, None, None].expand(-1, -1, *position.shape[2:])
+    told = torch.cat([position_features(position, frequencies), linear], dim=1) * F.max_pool2d(mask, PATCH)
+    return torch.cat([F.pixel_unshuffle(masked_scene, PATCH), F.pixel_unshuffle(mask, PATCH), told], dim=1)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 
+from attrace.demo.joint import JointInpaintPipeline
 from attrace.demo.pictures import load_pictures
-from attrace.demo.pipeline import ReferenceInpaintPipeline
+from attrace.demo.pipeline import InpaintPipeline, ReferenceInpaintPipeline
 from attrace.recorder import record
 
 WEIGHTS = Path(__file__).parent / "weights"
 """The trained pipeline, as `save_pretrained` leaves it."""
 
 
-def load_pipeline(folder: Path | None = None) -> ReferenceInpaintPipeline:
+def load_pipeline(folder: Path | None = None) -> InpaintPipeline:
     """Load the bundled pipeline, or one that training left in a folder, in float32."""
-    pipeline: ReferenceInpaintPipeline = ReferenceInpaintPipeline.from_pretrained(
-        folder or WEIGHTS, local_files_only=True
-    )
+    folder = folder or WEIGHTS
+    name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    kind = {one.__name__: one for one in (ReferenceInpaintPipeline, JointInpaintPipeline)}[name]
+    pipeline: InpaintPipeline = kind.from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -14,8 +14,8 @@ import numpy as np
 import PIL.Image
 from torch import Tensor
 
-from attrace.demo.data import SampleMaker, Samples
-from attrace.demo.train import HELD_OUT_PHOTOGRAPHS, load_photographs
+from attrace.demo.data import SIZE, Samples
+from attrace.demo.train import held_out_samples
 
 
 def write_samples(samples: Samples, folder: Path) -> Path:
@@ -69,7 +69,7 @@ def _mask(mask: Tensor) -> PIL.Image.Image:
 @click.option("--seed", default=20_000, help="Of the samples.")
 def main(output: Path, samples: int, seed: int) -> None:
     """Write samples and print the list of jobs."""
-    click.echo(write_samples(SampleMaker(seed, load_photographs(HELD_OUT_PHOTOGRAPHS)).make(samples), output))
+    click.echo(write_samples(held_out_samples(samples, seed, SIZE), output))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from attrace.demo.data import SampleMaker
+from attrace.demo.data import SIZE
 from attrace.demo.evaluate import evaluate
 from attrace.demo.run import load_pipeline
-from attrace.demo.train import HELD_OUT_PHOTOGRAPHS, load_photographs
+from attrace.demo.train import held_out_samples
 
 Row = dict[str, Any]
 
@@ -126,7 +126,7 @@ def main(runs: tuple[Path, ...], rows: Path, samples: int, steps: int, seed: int
     pipelines = saved_pipelines(runs)
     settings = {"samples": samples, "steps": steps, "seed": seed}
     measured = _measured(rows, settings)
-    made = SampleMaker(seed, load_photographs(HELD_OUT_PHOTOGRAPHS)).make(samples)
+    made = held_out_samples(samples, seed, SIZE)
     for number, (model, folder) in enumerate(pipelines.items(), 1):
         if model not in measured:
             quality = evaluate(load_pipeline(folder), made, steps=steps)

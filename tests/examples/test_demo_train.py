@@ -4,13 +4,18 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from diffusers.models.attention_processor import Attention
 
-from attrace.demo.data import SampleMaker
-from attrace.demo.pipeline import ReferenceInpaintPipeline
+from attrace.demo.data import SampleMaker, Samples
+from attrace.demo.objects import Objects
+from attrace.demo.pipeline import InpaintPipeline, ReferenceInpaintPipeline
+from attrace.demo.run import load_pipeline
+from attrace.demo.settings import PRESETS, Settings
+from attrace.demo.supervision import AttentionSupervision, true_tokens
 
 train = pytest.importorskip("attrace.demo.train")
 pytest.importorskip("skimage", reason="training reads its photographs from scikit-image")
@@ -24,6 +29,30 @@ def test_training_saves_a_pipeline_and_can_be_continued(tmp_path: Path) -> None:
     assert again.exit_code == 0, again.output
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3]
+
+
+@pytest.mark.parametrize("model", ["unet", "joint"])
+def test_larger_models_train_on_small_pictures_first(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"channels": (32, 32), "size": 64, "batch": 4}
+    monkeypatch.setitem(PRESETS, model, PRESETS[model] | small)
+    pictures = np.zeros((2, 8, 8, 4), np.uint8)
+    pictures[:, 2:6, 2:6] = 255
+    Objects(pictures, ["bulb", "burger"], ["Objects", "Food & Drink"]).save(tmp_path / "objects.npz")
+    seen, predict = [], train.predict
+
+    def watched(pipeline: InpaintPipeline, samples: Samples, *rest: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(samples.scene.shape))
+        prediction: torch.Tensor = predict(pipeline, samples, *rest)
+        return prediction
+
+    monkeypatch.setattr(train, "predict", watched)
+    options = ["--model", model, "--steps", "2", "--coarse-steps", "1", "--objects", str(tmp_path / "objects.npz")]
+    run = CliRunner().invoke(train.main, [str(tmp_path / "run"), *options])
+    assert run.exit_code == 0, run.output
+    assert seen == [(4, 3, 32, 32), (1, 3, 64, 64), (32, 3, 64, 64)]  # two steps and the validation
+    assert load_pipeline(tmp_path / "run/pipeline").size == 64
 
 
 @pytest.mark.parametrize("variant", ["no-positions", "coarse", "supervised"])
@@ -44,21 +73,21 @@ def test_variants_train_and_are_kept(tmp_path: Path, variant: str) -> None:
 def test_true_tokens_of_a_reference_that_fills_the_scene() -> None:
     maker = SampleMaker(0)
     samples = maker.place(
-        torch.zeros(1, 3, 64, 64), silhouette=torch.tensor([[40.0, 0.0, 4.0]]), box=torch.tensor([[0, 0, 64, 64]])
+        torch.zeros(1, 3, 64, 64), silhouette=torch.tensor([[40.0, 0.0, 4.0]]), placement=torch.eye(2, 3)[None]
     )
-    places, inside = train.true_tokens(samples)
+    places, inside = true_tokens(samples)
     assert places[0].tolist() == list(range(256))
     assert inside.float().mean() > 0.9
 
 
 def test_supervision_is_least_where_attention_is_right() -> None:
     samples = SampleMaker(0).make(2)
-    places, _ = train.true_tokens(samples)
+    places, _ = true_tokens(samples)
     layer = Attention(query_dim=256, cross_attention_dim=256, heads=1, dim_head=256, bias=False)
     for part in (layer.to_q, layer.to_k):
         torch.nn.init.eye_(part.weight)
     keys = torch.eye(256).expand(2, -1, -1)
-    with train.AttentionSupervision([layer]) as supervision:
+    with AttentionSupervision([layer]) as supervision:
         layer(400 * torch.nn.functional.one_hot(places, 256).float(), encoder_hidden_states=keys)
         right = supervision.error(samples, torch.ones(2))
         layer(torch.zeros(2, 256, 256), encoder_hidden_states=keys)
@@ -76,8 +105,18 @@ def test_the_error_counts_the_mask_only() -> None:
     assert train.masked_error(torch.zeros(1, 48, 2, 2), scene, mask, outside_weight=0.5) == pytest.approx(2.0)
 
 
+def test_the_error_of_edges_is_that_of_differences_between_neighbours() -> None:
+    mask = torch.ones(1, 1, 8, 8)
+    scene = torch.zeros(1, 3, 8, 8)
+    scene[..., 4:] = 2  # one edge, of 8 of the 64 pixels
+    error = train.masked_error(torch.zeros(1, 48, 2, 2), scene, mask, edge_weight=0.5)
+    assert error == pytest.approx(4 / 2 + 0.5 * 4 / 8)  # and nothing outside
+    shifted = train.masked_error(torch.full((1, 48, 2, 2), 3.0), torch.zeros(1, 3, 8, 8), mask, edge_weight=0.5)
+    assert shifted == pytest.approx(9)
+
+
 def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
-    settings = train.Settings(steps=100, decay_steps=20, warmup_steps=10, learning_rate=1.0)
+    settings = Settings(steps=100, decay_steps=20, warmup_steps=10, learning_rate=1.0)
     assert settings.learning_rate_at(0) == pytest.approx(0.1)
     assert settings.learning_rate_at(50) == 1.0
     assert settings.learning_rate_at(99) == pytest.approx(0.05)

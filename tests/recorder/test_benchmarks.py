@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

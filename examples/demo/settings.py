@@ -1,0 +1,106 @@
+"""Settings of training: what a run depends on beside its samples, and those of each model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from attrace.demo.data import SIZE
+from attrace.demo.joint import build_joint_pipeline
+from attrace.demo.pipeline import InpaintPipeline, build_pipeline
+
+Model = Literal["unet", "joint"]
+
+Variant = Literal["plain", "no-positions", "coarse", "supervised"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training run depends on, beside the samples."""
+
+    steps: int
+    """Optimiser steps in all."""
+    decay_steps: int
+    """The last steps, over which the learning rate falls to zero."""
+    model: Model = "unet"
+    """Which network."""
+    size: int = SIZE
+    """Rows and columns of the pictures."""
+    coarse_steps: int = 0
+    """The first steps, on pictures of half the size."""
+    warmup_steps: int = 200
+    """The first steps, over which the learning rate rises."""
+    learning_rate: float = 2e-3
+    """AdamW's, at its highest."""
+    batch: int = 16
+    """Samples in a step; a quarter of them where pictures are of twice the size of the first step."""
+    drop_reference: float = 0.05
+    """Share of samples trained without their reference, for classifier-free guidance."""
+    average: float = 0.998
+    """Decay of the exponential moving average of the weights."""
+    outside_weight: float = 0.02
+    """Weight of the error outside the mask, where the scene is given."""
+    edge_weight: float = 0.0
+    """Weight of the error of differences between neighbouring pixels."""
+    noisy_share: float = 0.5
+    """Share of samples drawn from the noisiest fifth of the timesteps, where only the reference can help."""
+    object_share: float = 0.75
+    """Share of samples that show one of the given objects, if any are given; the others show made ones."""
+    channels: tuple[int, int] = (64, 96)
+    """Of the two levels of the U-Net."""
+    frequencies: int = 4
+    """Octaves in the features of reference positions."""
+    variant: Variant = "plain"
+    """What is different from the demo's model."""
+    attention_weight: float = 0.02
+    """Weight of the attention's cross-entropy with the true places, where that is supervised."""
+
+    def build(self) -> InpaintPipeline:
+        """The untrained pipeline."""
+        if self.model == "joint":
+            return build_joint_pipeline(size=self.size, frequencies=self.frequencies)
+        return build_pipeline(
+            self.channels,
+            token_channels=self.channels[1],
+            positions=self.variant != "no-positions",
+            fine_attention=self.variant != "coarse",
+            size=self.size,
+            frequencies=self.frequencies,
+        )
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of a step."""
+        rise = min(1.0, (step + 1) / self.warmup_steps)
+        fall = min(1.0, (self.steps - step) / self.decay_steps)
+        return self.learning_rate * rise * fall
+
+    def size_at(self, step: int) -> int:
+        """Rows and columns of the pictures of a step."""
+        return self.size // 2 if step < self.coarse_steps else self.size
+
+    def batch_at(self, step: int) -> int:
+        """Samples of a step."""
+        return self.batch * self.size_at(0) ** 2 // self.size_at(step) ** 2
+
+
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    "bundled": {},
+    "unet": {
+        "size": 128,
+        "channels": (96, 128),
+        "frequencies": 5,
+        "learning_rate": 1.5e-3,
+        "drop_reference": 0.1,
+        "edge_weight": 0.25,
+    },
+    "joint": {
+        "model": "joint",
+        "size": 128,
+        "frequencies": 5,
+        "learning_rate": 1.2e-3,
+        "warmup_steps": 100,
+        "drop_reference": 0.1,
+        "edge_weight": 0.25,
+    },
+}
+"""By name, the settings in which a model differs from the bundled one."""
