@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,17 @@ settings.load_profile("attrace")
 NEED_TORCH = ["recorder/*", "examples/*", "cli/test_demo.py", "cli/test_faithfulness.py", "cli/test_record.py"]
 
 collect_ignore_glob = [] if find_spec("torch") else NEED_TORCH
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """`memory://`, emptied afterwards."""
+    pytest.importorskip("obstore")
+    from support import memory
+
+    yield memory
+    memory.clear()
+
 
 passed: dict[str, Counter[str]] = defaultdict(Counter)
 

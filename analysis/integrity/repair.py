@@ -7,7 +7,9 @@ from pathlib import Path
 
 import zarr
 
-from attrace.analysis.storage.folder import TraceFolder, require_folder_here
+from attrace.analysis.storage.address import require_folder_here
+from attrace.analysis.storage.checked_store import CheckedStore
+from attrace.analysis.storage.files import LocalFiles
 from attrace.analysis.storage.store import StoredTrace, format_errors, open_store, unconsolidated
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError
 from attrace.schemas.durable import sync_tree
@@ -85,7 +87,8 @@ def _close(path: Path, steps: int) -> None:
     for unfinished in path.rglob("*.partial"):
         unfinished.unlink()
     stored = _open(path)
-    root = zarr.open_group(TraceFolder(path), mode="r+", zarr_format=3, use_consolidated=False)
+    store = CheckedStore(LocalFiles(path), stored.limits, read_only=False)
+    root = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
     for name in stored.required_paths():
         array = root[name]
         if isinstance(array, zarr.Array) and array.metadata.dimension_names[0] == "time":  # type: ignore[union-attr, index]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,54 +12,34 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from attrace.analysis.integrity.findings import Finding, note, problem
-from attrace.analysis.integrity.sound_arrays import SoundArray, covered_by_cache, sound_arrays, sound_images
-from attrace.analysis.integrity.sound_chunks import (
-    Contents,
-    Progress,
-    assembled,
-    chunk_findings,
-    finished_steps,
-    read_chunks,
-)
+from attrace.analysis.integrity.chunks import Progress, ReadArray, read_chunks
+from attrace.analysis.integrity.report import Issue, Report, note, problem
+from attrace.analysis.storage.array_check import array_problems
+from attrace.analysis.storage.chunk_codecs import bounded
 from attrace.analysis.storage.store import StoredTrace, open_store, unconsolidated
-from attrace.schemas import Manifest, SiteClass, Status
-from attrace.schemas.layout import DERIVED, KEY_STEP, STEP_DONE, TIME, TIMESTEP, coordinate_values
+from attrace.schemas import (
+    ArraySpec,
+    Manifest,
+    SiteClass,
+    TraceFormatError,
+    class_arrays,
+    derived_arrays,
+    image_array,
+    root_arrays,
+)
+from attrace.schemas.layout import (
+    DERIVED,
+    DERIVED_STEPS,
+    IMAGES,
+    KEY_STEP,
+    STEP_DONE,
+    TIME,
+    TIMESTEP,
+    coordinate_values,
+)
 
-
-@dataclass(frozen=True)
-class Report:
-    """What `verify` found."""
-
-    path: str
-    """Where the trace is."""
-    status: Status
-    """Status in the manifest."""
-    steps: int
-    """Finished steps."""
-    arrays: int
-    """Arrays that were read."""
-    chunks: int
-    """Chunks that were read."""
-    findings: tuple[Finding, ...]
-    """Everything found, in the order of the checks."""
-    content_id: str | None = None
-    """Identifier of the content, as of `content_id`; None where there is a problem."""
-
-    @property
-    def problems(self) -> tuple[Finding, ...]:
-        """The findings that make the trace invalid."""
-        return tuple(finding for finding in self.findings if finding.severity == "problem")
-
-    @property
-    def notes(self) -> tuple[Finding, ...]:
-        """The findings that are allowed."""
-        return tuple(finding for finding in self.findings if finding.severity == "note")
-
-    @property
-    def sound(self) -> bool:
-        """Whether there is no problem."""
-        return not self.problems
+Arrays = Mapping[str, ReadArray]
+"""Arrays that meet their specification, by path."""
 
 
 def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
@@ -85,30 +66,106 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
     TraceFormatError
         If what is stored there is no trace, or its manifest breaks the format.
     """
-    trace = open_store(path)
+    opened = open_store(path)
+    trace = replace(opened, root=unconsolidated(opened))
     manifest = trace.manifest
-    root = unconsolidated(trace)
-    findings: list[Finding] = []
-    steps = finished_steps(root, findings)
-    trace.limits.check_cells(len(steps), sum(len(one.sites) for one in manifest.classes), path)
-    arrays = sound_arrays(root, manifest, steps, findings) | sound_images(trace, findings)
-    contents, content = read_chunks(trace, arrays, steps, progress)
-    findings += chunk_findings(arrays, contents)
-    findings += _step_findings(manifest, arrays, contents, steps)
+    issues: list[Issue] = []
+    steps = _finished_steps(trace, issues)
+    sites = sum(len(one.sites) for one in manifest.classes)
+    trace.limits.check(
+        "files", len(steps) * sites, f"{path} says that {len(steps)} steps of {sites} layers are finished"
+    )
+    arrays = dict(_arrays(trace, steps, issues)) | dict(_images(opened, issues))
+    content = read_chunks(opened, arrays, steps, progress)
+    for array in arrays.values():
+        issues += _chunk_problems(array)
+    issues += _step_issues(manifest, arrays, steps)
     for site_class in manifest.classes:
-        findings += _gap_findings(site_class, arrays, contents, steps)
-        findings += _coordinate_findings(site_class, contents)
-        findings += _cache_findings(root, site_class, len(steps))
-    findings += _consolidation_findings(trace, arrays)
-    chunks = sum(len(chunks) for chunks in contents.values())
-    sound = not any(finding.severity == "problem" for finding in findings)
-    of_content = content if sound else None
-    return Report(str(path), manifest.status, len(steps), len(arrays), chunks, tuple(findings), of_content)
+        issues += _gap_issues(site_class, arrays, steps)
+        issues += _coordinate_problems(site_class, arrays)
+        issues += _cache_notes(trace.root, site_class, len(steps))
+    issues += _consolidation_issues(opened, arrays)
+    chunks = sum(len(array.chunks) for array in arrays.values())
+    report = Report(str(path), manifest.status, len(steps), len(arrays), chunks, tuple(issues))
+    return replace(report, content_id=content) if report.valid else report
 
 
-def _step_findings(
-    manifest: Manifest, arrays: Mapping[str, SoundArray], contents: Contents, steps: tuple[int, ...]
-) -> Iterator[Finding]:
+def _finished_steps(trace: StoredTrace, issues: list[Issue]) -> tuple[int, ...]:
+    """Steps whose marker is set; what is wrong with the marker goes to `issues`."""
+    stored = _member(trace.root, STEP_DONE)
+    length = stored.shape[0] if isinstance(stored, zarr.Array) and stored.shape else 0
+    spec = next(spec for spec in root_arrays(length) if spec.name == STEP_DONE)
+    marker = _array(trace, STEP_DONE, spec, issues)
+    if marker is None:
+        return ()
+    for index in product(*marker.grid(range(length))):
+        marker.chunks[index], _ = marker.read(index)
+    issues += _chunk_problems(marker)
+    return tuple(np.flatnonzero(marker.values == 1).tolist())
+
+
+def _arrays(trace: StoredTrace, steps: tuple[int, ...], issues: list[Issue]) -> Iterator[tuple[str, ReadArray]]:
+    """Every array but the marker that meets its specification; what is wrong with others goes to `issues`."""
+    for path, spec in _expected_arrays(trace, steps[-1] + 1 if steps else 0):
+        array = _array(trace, path, spec, issues)
+        if array is not None:
+            yield path, array
+
+
+def _array(trace: StoredTrace, path: str, spec: ArraySpec, issues: list[Issue]) -> ReadArray | None:
+    stored = _member(trace.root, path)
+    if not isinstance(stored, zarr.Array):
+        issues.append(problem(path, "expected an array, found none"))
+        return None
+    if trace.manifest.status == "recording" and spec.dims[0] == "time" and stored.shape[:1] > spec.shape[:1]:
+        spec = replace(spec, shape=(*stored.shape[:1], *spec.shape[1:]))  # there is room for later steps
+    found = [problem(path, message) for message in array_problems(stored, spec, trace.limits, exactly=True)]
+    issues += found
+    return None if found else ReadArray(path, spec, bounded(stored))
+
+
+def _images(trace: StoredTrace, issues: list[Issue]) -> Iterator[tuple[str, ReadArray]]:
+    """The pictures, whatever their names: taken from the consolidated metadata, as not every store can list."""
+    try:
+        for name in trace.arrays_in(IMAGES):
+            path = f"{IMAGES}/{name}"
+            stored = trace.array(path).array
+            array = _array(trace, path, image_array(path, stored.shape), issues)
+            if array is not None:
+                yield path, array
+    except TraceFormatError as error:
+        issues.append(problem(IMAGES, str(error)))
+
+
+def _expected_arrays(trace: StoredTrace, steps: int) -> Iterator[tuple[str, ArraySpec]]:
+    for spec in root_arrays(steps):
+        if spec.name != STEP_DONE:
+            yield spec.name, spec
+    has_scores = trace.manifest.has_scores
+    for site_class in trace.manifest.classes:
+        for spec in class_arrays(site_class, steps, data=has_scores):
+            yield f"{site_class.group}/{spec.name}", spec
+        if not has_scores or _covered_by_cache(trace.root, site_class) is not None:
+            for spec in derived_arrays(site_class, steps):
+                yield f"{site_class.group}/{DERIVED}/{spec.name}", spec
+
+
+def _member(root: zarr.Group, path: str) -> Any:
+    """A group or array of the trace; None where there is none whose metadata can be read."""
+    try:
+        return root.get(path)
+    except Exception:  # zarr raises nearly anything on metadata that it cannot make sense of
+        return None
+
+
+def _chunk_problems(array: ReadArray) -> Iterator[Issue]:
+    """The chunks that cannot be used."""
+    for index, chunk in array.chunks.items():
+        if chunk.fault is not None:
+            yield problem(array.path, chunk.fault, array.stored.metadata.encode_chunk_key(index))
+
+
+def _step_issues(manifest: Manifest, arrays: Arrays, steps: tuple[int, ...]) -> Iterator[Issue]:
     """The root arrays and the manifest against the marker."""
     if manifest.status == "recording":
         yield note("", f"the recording was never closed: it still runs or was killed; {len(steps)} steps are finished")
@@ -117,25 +174,19 @@ def _step_findings(
     missing = sorted(set(range(steps[-1])) - set(steps)) if steps else []
     if missing:
         yield problem(STEP_DONE, f"expected finished steps without a hole, found {_steps_text(missing)} not finished")
-    if _is_readable(TIME, contents):
-        calls = assembled(arrays[TIME], contents[TIME])[list(steps)]
+    if TIME in arrays and arrays[TIME].is_readable:
+        calls = arrays[TIME].values[list(steps)]
         if (np.diff(calls) <= 0).any() or (calls < 0).any():
             yield problem(TIME, f"expected call numbers that rise from 0 on, found {calls.tolist()}")
-    if _is_readable(TIMESTEP, contents):
-        without = np.flatnonzero(~np.isfinite(assembled(arrays[TIMESTEP], contents[TIMESTEP])[list(steps)]))
+    if TIMESTEP in arrays and arrays[TIMESTEP].is_readable:
+        without = np.flatnonzero(~np.isfinite(arrays[TIMESTEP].values[list(steps)]))
         if without.size:
             yield problem(TIMESTEP, f"expected a timestep for every finished step, none in {_steps_text(without)}")
 
 
-def _is_readable(path: str, contents: Contents) -> bool:
-    return path in contents and all(chunk.fault is None for chunk in contents[path].values())
-
-
-def _gap_findings(
-    site_class: SiteClass, arrays: Mapping[str, SoundArray], contents: Contents, steps: tuple[int, ...]
-) -> Iterator[Finding]:
+def _gap_issues(site_class: SiteClass, arrays: Arrays, steps: tuple[int, ...]) -> Iterator[Issue]:
     """Of each (step, layer) either everything is stored, or nothing (a gap); a part of it is a problem."""
-    there = _presence(site_class, contents, steps, arrays)
+    there = _presence(site_class, arrays, steps)
     if not there:
         return
     names, matrices = np.array(list(there)), np.stack(list(there.values()))[:, list(steps)]
@@ -150,24 +201,22 @@ def _gap_findings(
             yield note(site_class.group, f"layer {site.path!r} was not recorded in {_steps_text(gaps)}")
 
 
-def _presence(
-    site_class: SiteClass, contents: Contents, steps: tuple[int, ...], arrays: Mapping[str, SoundArray]
-) -> dict[str, NDArray[np.bool_]]:
+def _presence(site_class: SiteClass, arrays: Arrays, steps: tuple[int, ...]) -> dict[str, NDArray[np.bool_]]:
     """Whether each part of every (step, layer) is stored, by name; a chunk that cannot be read counts as stored."""
     shape = (steps[-1] + 1 if steps else 0, len(site_class.sites))
     there = {}
     bias = ("bias",) if site_class.encoding == "factors" else ()  # scores have it in them already
     for name in ("scores", "query", "key", *bias, "lse"):
-        path = f"{site_class.group}/{name}"
-        if path in contents:
+        array = arrays.get(f"{site_class.group}/{name}")
+        if array is not None:
             there[name] = np.zeros(shape, bool)
-            for index, chunk in contents[path].items():
+            for index, chunk in array.chunks.items():
                 there[name][index[:2]] = not chunk.empty
-    key_step = f"{site_class.group}/{KEY_STEP}"
-    if "key" not in there or not _is_readable(key_step, contents):
+    key_step = arrays.get(f"{site_class.group}/{KEY_STEP}")
+    if "key" not in there or key_step is None or not key_step.is_readable:
         there.pop("key", None)
         return there
-    stored_in = assembled(arrays[key_step], contents[key_step])[: shape[0]]
+    stored_in = key_step.values[: shape[0]]
     known = (stored_in >= 0) & (stored_in < shape[0])
     there["key"] = known & np.take_along_axis(there["key"], np.where(known, stored_in, 0), axis=0)
     return there
@@ -178,20 +227,26 @@ def _steps_text(steps: Sequence[int] | NDArray[np.integer[Any]]) -> str:
     return f"step {listed}" if len(steps) == 1 else f"{len(steps)} steps ({listed})"
 
 
-def _coordinate_findings(site_class: SiteClass, contents: Contents) -> Iterator[Finding]:
+def _coordinate_problems(site_class: SiteClass, arrays: Arrays) -> Iterator[Issue]:
     """The coordinate arrays against the grids in the manifest."""
     for name, expected in coordinate_values(site_class).items():
-        path = f"{site_class.group}/{name}"
-        for chunk in contents.get(path, {}).values():
-            if chunk.values is not None and not np.array_equal(chunk.values, expected):
-                at = int(np.flatnonzero(chunk.values != expected)[0])
-                yield problem(path, f"expected {expected[at]} at {at}, as in the manifest, found {chunk.values[at]}")
+        array = arrays.get(f"{site_class.group}/{name}")
+        if array is not None and array.is_readable and not np.array_equal(array.values, expected):
+            at = int(np.flatnonzero(array.values != expected)[0])
+            yield problem(array.path, f"expected {expected[at]} at {at}, as in the manifest, found {array.values[at]}")
 
 
-def _cache_findings(root: zarr.Group, site_class: SiteClass, steps: int) -> Iterator[Finding]:
+def _covered_by_cache(root: zarr.Group, site_class: SiteClass) -> int | None:
+    """Steps that the cache of marginals says it covers; None where there is none, or one that was never finished."""
+    group = _member(root, f"{site_class.group}/{DERIVED}")
+    steps = group.attrs.get(DERIVED_STEPS) if isinstance(group, zarr.Group) else None
+    return steps if isinstance(steps, int) else None
+
+
+def _cache_notes(root: zarr.Group, site_class: SiteClass, steps: int) -> Iterator[Issue]:
     """A cache of marginals that does not count: maps are computed as if it were not there."""
     path = f"{site_class.group}/{DERIVED}"
-    covered = covered_by_cache(root, site_class)
+    covered = _covered_by_cache(root, site_class)
     if covered != steps and _has_cache(root, path):
         found = "it was never finished" if covered is None else f"it covers {covered} of {steps} steps"
         yield note(path, f"the kept marginals are not used: {found} (attrace precompute makes them anew)")
@@ -204,7 +259,7 @@ def _has_cache(root: zarr.Group, path: str) -> bool:
         return True
 
 
-def _consolidation_findings(trace: StoredTrace, arrays: Mapping[str, SoundArray]) -> Iterator[Finding]:
+def _consolidation_issues(trace: StoredTrace, arrays: Arrays) -> Iterator[Issue]:
     """Consolidated metadata, which many readers trust alone, against the metadata of each array."""
     if trace.manifest.status == "recording":
         return

@@ -13,7 +13,8 @@ import zarr.storage
 
 from attrace.analysis.kernels.softmaxes import require_device
 from attrace.analysis.maps.marginals import all_marginals
-from attrace.analysis.storage.folder import require_folder_here
+from attrace.analysis.storage.address import require_folder_here
+from attrace.analysis.storage.files import LocalFiles
 from attrace.analysis.storage.store import reopen
 from attrace.analysis.trace.derived import open_derived
 from attrace.analysis.trace.source import require_scores
@@ -77,8 +78,6 @@ def precompute(trace: Trace | str | Path, *, overwrite: bool = False, device: st
 
 def _writable_root(trace: Trace) -> zarr.Group:
     store = trace.stored.root.store
-    if isinstance(store, zarr.storage.ZipStore):
-        raise InputError(f"{trace.path} is a .zip, which cannot be added to: unpack it first (attrace unpack)")
     try:
         return zarr.open_group(store.with_read_only(False), mode="r+", use_consolidated=False)
     except (NotImplementedError, ValueError, PermissionError) as error:
@@ -117,8 +116,8 @@ def _write_marginals(trace: Trace, root: zarr.Group, site_classes: Sequence[Site
 def _announce(trace: Trace, root: zarr.Group, site_classes: Sequence[SiteClass], consolidated: bool) -> None:
     """Say that the marginals count: the last thing that is written."""
     for site_class in site_classes:
-        if isinstance(root.store, zarr.storage.LocalStore):
-            sync_tree(root.store.root / site_class.group / DERIVED)
+        if isinstance(trace.stored.files, LocalFiles):
+            sync_tree(trace.stored.files.path / site_class.group / DERIVED)
         root[f"{site_class.group}/{DERIVED}"].attrs[DERIVED_STEPS] = trace.steps
     if consolidated:
         zarr.consolidate_metadata(root.store)

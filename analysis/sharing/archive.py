@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from attrace.analysis.storage.files import LocalFiles
 from attrace.analysis.storage.store import open_store
-from attrace.analysis.storage.zip_entries import check_entries, checked_name
+from attrace.analysis.storage.zip_files import ZipFiles, check_name
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError, TraceNotFoundError
 from attrace.schemas.durable import sync_names
 
@@ -31,7 +32,7 @@ class ZipWriter:
 
     def write(self, name: str, content: bytes) -> None:
         """Add an entry."""
-        entry = zipfile.ZipInfo(checked_name(name, "the trace"), _TIMELESS)
+        entry = zipfile.ZipInfo(check_name(name, "the trace"), _TIMELESS)
         entry.create_system = 3  # Unix, on every system
         entry.external_attr = (stat.S_IFREG | 0o644) << 16
         self._archive.writestr(entry, content)
@@ -97,32 +98,32 @@ def unpack(packed: str | Path, target: str | Path, *, overwrite: bool = False) -
     if not packed.is_file():
         raise TraceNotFoundError(f"no packed trace at {packed}: expected a {ZIP} file, found none; check the path")
     _check_room(target, overwrite=overwrite)
-    open_store(packed)
+    limits = open_store(packed).limits
     partial = _beside(target)
-    _remove_folder(partial)
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
-        with zipfile.ZipFile(packed) as archive:
-            _extract(archive, partial, packed)
+        _extract(ZipFiles(LocalFiles(packed), limits), partial)
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
         sync_names(target.parent)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise TraceFormatError(f"{packed} cannot be unpacked ({error}): it is damaged; copy it again") from error
     finally:
-        _remove_folder(partial)
+        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def _extract(archive: zipfile.ZipFile, folder: Path, where: Path) -> None:
-    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    check_entries(entries, where, where.stat().st_size)
-    for entry in entries:
-        path = folder / entry.filename
+def _extract(entries: ZipFiles, folder: Path) -> None:
+    for name in entries.sizes():
+        try:
+            content = entries.read(name) or b""
+        except ValueError as error:
+            raise TraceFormatError(
+                f"{entries.where(name)} cannot be unpacked, it is damaged ({error}): copy it again"
+            ) from error
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(entry) as source, path.open("xb") as file:
-            shutil.copyfileobj(source, file)
+        with path.open("xb") as file:
+            file.write(content)
             os.fsync(file.fileno())
 
 
@@ -141,8 +142,3 @@ def _check_room(target: Path, *, overwrite: bool) -> None:
 
 def _beside(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
-
-
-def _remove_folder(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)

@@ -15,11 +15,10 @@ import zarr.codecs
 from numpy.typing import NDArray
 
 from attrace.analysis.sharing.cut import Cut, group_of
-from attrace.analysis.storage.bounded_codecs import bounded
-from attrace.analysis.storage.limits import variable
+from attrace.analysis.storage.chunk_codecs import bounded
 from attrace.analysis.storage.store import StoredArray, StoredTrace
 from attrace.analysis.trace.derived import open_derived
-from attrace.schemas import InputError, TraceFormatError
+from attrace.schemas import InputError
 from attrace.schemas.codecs import compressor
 from attrace.schemas.layout import DERIVED, KEY_STEP, STEP_DONE, TIME, TIMESTEP
 
@@ -160,11 +159,8 @@ def _source(stored: StoredTrace, path: str, array: zarr.Array[Any]) -> StoredArr
     """An array of the trace, if it is what the manifest says, or one that we do not know and that is not absurd."""
     if stored.knows(path):
         return stored.array(path)
-    if max((*array.shape, array.nchunks)) > stored.limits.entries:
-        raise TraceFormatError(
-            f"trace {stored.path}: array {path!r} has shape {array.shape}, the limit is {stored.limits.entries}: if "
-            f"you trust it, raise {variable('entries')}"
-        )
+    longest = max((*array.shape, array.nchunks))
+    stored.limits.check("files", longest, f"trace {stored.path}: array {path!r} has shape {array.shape}")
     return StoredArray(stored.path, path, bounded(array))
 
 

@@ -15,6 +15,7 @@ from attrace.analysis.maps.marginals import marginals
 from attrace.analysis.trace.trace import Trace, open_trace
 from attrace.analysis.trace.views import class_tree, image_array, stored_tree
 from attrace.schemas import FORMAT, InputError
+from attrace.schemas.address import is_address, local_path
 from attrace.schemas.layout import IMAGES, MANIFEST_ATTRIBUTE
 
 
@@ -37,9 +38,9 @@ class TraceBackendEntrypoint(BackendEntrypoint):
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Whether this is a trace on this machine; one at an address is opened by `engine="attrace"`."""
-        if not isinstance(filename_or_obj, str | Path) or "://" in str(filename_or_obj):
+        if not isinstance(filename_or_obj, str | Path) or is_address(filename_or_obj):
             return False
-        return _is_trace(Path(filename_or_obj))
+        return _is_trace(local_path(filename_or_obj))
 
     def open_datatree(
         self,

@@ -21,8 +21,8 @@ class Limits:
     """Bytes of one decoded chunk, of one picture, and of one stored file or object but for metadata."""
     metadata_bytes: int = 2**26
     """Bytes of one `zarr.json`: the manifest and, consolidated, the metadata of every array."""
-    entries: int = 2**21
-    """Files in a packed trace or in one that is pulled, and (step, layer) that a trace says are finished."""
+    files: int = 2**21
+    """Files of a trace that is packed or pulled, and (step, layer) that a trace says are finished."""
     expansion: int = 100
     """How many times its own size a packed trace may unpack to: packed traces are stored, not deflated."""
 
@@ -45,37 +45,21 @@ class Limits:
                 chosen[one.name] = int(text)
         return cls(**chosen)
 
-    def of_file(self, key: str) -> int:
-        """Most bytes of a stored file or object, by its key."""
-        return self.metadata_bytes if key.endswith("zarr.json") else self.chunk_bytes
+    def check_file(self, name: str, size: int, *, where: object) -> None:
+        """Refuse a stored file above its limit, by its name."""
+        self.check("metadata_bytes" if name.endswith("zarr.json") else "chunk_bytes", size, f"{where}: {size} bytes")
 
-    def check_file(self, key: str, size: int, where: object) -> None:
-        """Refuse a stored file or object above its limit.
-
-        Raises
-        ------
-        TraceFormatError
-            If it is above it.
-        """
-        if size > self.of_file(key):
-            raise TraceFormatError(
-                f"{where} has {size} bytes, the limit is {self.of_file(key)}: if you trust it, raise "
-                f"{variable('metadata_bytes' if key.endswith('zarr.json') else 'chunk_bytes')}"
-            )
-
-    def check_cells(self, steps: int, sites: int, where: object) -> None:
-        """Refuse a trace that says that it holds more than anybody stores.
+    def check(self, limit: str, value: int, what: str) -> None:
+        """Refuse more than a limit allows, such as `check("steps", 10**9, "run.zarr: 1000000000 steps")`.
 
         Raises
         ------
         TraceFormatError
-            If it has more finished (step, layer) than a packed trace may have files.
+            If it is more.
         """
-        if steps * sites > self.entries:
-            raise TraceFormatError(
-                f"{where} says that {steps} steps of {sites} layers are finished, the limit is {self.entries} in all: "
-                f"if you trust it, raise {variable('entries')}"
-            )
+        most = getattr(self, limit)
+        if value > most:
+            raise TraceFormatError(f"{what}, the limit is {most}: if you trust it, raise {variable(limit)}")
 
 
 def variable(limit: str) -> str:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import math
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import zarr
-import zarr.storage
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
-from attrace.analysis.storage.bounded_codecs import bounded, foreign_codecs
-from attrace.analysis.storage.bounded_stores import BoundedFsspecStore, BoundedObjectStore
-from attrace.analysis.storage.folder import TraceFolder
-from attrace.analysis.storage.limits import Limits, variable
-from attrace.analysis.storage.remote_zip import FsspecObject, ObstoreObject, RemoteObject, RemoteZipStore
-from attrace.analysis.storage.zip_entries import check_entries
+from attrace.analysis.storage.address import files_at
+from attrace.analysis.storage.array_check import array_problems
+from attrace.analysis.storage.checked_store import CheckedStore
+from attrace.analysis.storage.chunk_codecs import bounded
+from attrace.analysis.storage.files import Files, LocalFiles
+from attrace.analysis.storage.limits import Limits
+from attrace.analysis.storage.zip_files import ZipFiles
 from attrace.schemas import (
     ArraySpec,
     AttraceError,
@@ -37,13 +34,8 @@ from attrace.schemas import (
     parse_manifest,
     root_arrays,
 )
+from attrace.schemas.address import is_address
 from attrace.schemas.layout import DERIVED, IMAGE_NAMES, IMAGES, MANIFEST_ATTRIBUTE, STEP_DONE, chunk_key
-
-OBSTORE_SCHEMES: Final = ("s3", "gs", "gcs", "az", "abfs", "http", "https")
-"""Addresses that obstore reads, when it is installed; every other one is left to fsspec."""
-
-_RETRIES: Final = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
-"""How long a server that does not answer is asked again; obstore's own default is minutes."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +51,21 @@ class StoredTrace:
     def finished_places(self) -> tuple[int, ...]:
         """Places of the finished steps along `time`: those that the marker names."""
         finished = tuple(np.flatnonzero(self.array(STEP_DONE)[:] == 1).tolist())
-        self.limits.check_cells(len(finished), sum(len(one.sites) for one in self.manifest.classes), self.path)
+        sites = sum(len(one.sites) for one in self.manifest.classes)
+        what = f"{self.path} says that {len(finished)} steps of {sites} layers are finished"
+        self.limits.check("files", len(finished) * sites, what)
         return finished
 
     @cached_property
     def limits(self) -> Limits:
-        """What reading it may cost."""
-        return Limits.from_environment()
+        """What reading it may cost: as of the store, so that the environment is read once."""
+        store = self.root.store
+        return store.limits if isinstance(store, CheckedStore) else Limits.from_environment()
+
+    @property
+    def files(self) -> Files | None:
+        """Its files; None of a store that the caller opened."""
+        return self.root.store.files if isinstance(self.root.store, CheckedStore) else None
 
     def array(self, name: str) -> StoredArray:
         """An array of the trace, by its path in the store, if it is what the manifest says.
@@ -82,7 +82,7 @@ class StoredTrace:
                 f"trace {self.path} lacks the array {name!r}, which its manifest promises: it was not copied whole, "
                 "or something else wrote it (attrace verify lists what is wrong)"
             )
-        problem = next(self._problems(name, array), None)
+        problem = next(array_problems(array, self._spec(name, array), self.limits), None)
         if problem is not None:
             raise TraceFormatError(f"trace {self.path}: array {name!r}: {problem} (attrace verify lists what is wrong)")
         return StoredArray(self.path, name, bounded(array))
@@ -147,42 +147,14 @@ class StoredTrace:
             specs |= {f"{one.group}/{DERIVED}/{spec.name}": spec for spec in derived_arrays(one, 0)}
         return specs
 
-    def _problems(self, name: str, array: zarr.Array[Any]) -> Iterator[str]:
-        """What makes an array another than the manifest requires, or too large to be read."""
+    def _spec(self, name: str, array: zarr.Array[Any]) -> ArraySpec:
+        """What an array is to be; of a picture, which may have any size, that of its own."""
         spec = self._specs.get(name)
-        dims = getattr(array.metadata, "dimension_names", None) or ()
         if spec is None:
-            if len(array.shape) not in (2, 3):
-                yield f"expected a picture, (row, column) or (row, column, channel), found shape {array.shape}"
-                return
-            spec = image_array(name, array.shape)
-        if dims != spec.dims:
-            yield f"expected dims ({', '.join(spec.dims)}), found ({', '.join(map(str, dims))})"
-            return
-        if array.dtype.name != spec.dtype:
-            yield f"expected data type {spec.dtype}, found {array.dtype.name}"
-        foreign = foreign_codecs(array)
-        if foreign:
-            yield f"expected core codecs, found {', '.join(foreign)}"
-        yield from self._shape_problems(name, array, spec)
-
-    def _shape_problems(self, name: str, array: zarr.Array[Any], spec: ArraySpec) -> Iterator[str]:
-        shape, timed = array.shape, spec.dims[0] == "time"
-        if shape[timed:] != spec.shape[timed:]:
-            yield f"expected shape {spec.shape[timed:]}{' after time' if timed else ''}, found {shape[timed:]}"
-            return
-        if timed and shape[0] > self.limits.steps:
-            yield f"{shape[0]} steps, the limit is {self.limits.steps}: if you trust it, raise {variable('steps')}"
-            return
-        if timed and name != STEP_DONE and shape[0] <= max(self.finished_places, default=-1):
-            yield f"expected {max(self.finished_places) + 1} steps or more, found {shape[0]}"
-        whole = math.prod(shape) if not timed else 0
-        size = max(whole, math.prod(array.chunks)) * array.dtype.itemsize
-        if size > self.limits.chunk_bytes:
-            yield (
-                f"{size} bytes in one piece, the limit is {self.limits.chunk_bytes}: if you trust it, raise "
-                f"{variable('chunk_bytes')}"
-            )
+            return image_array(name, array.shape if array.ndim in (2, 3) else (0, 0))
+        if spec.dims[0] != "time" or name == STEP_DONE:
+            return spec
+        return replace(spec, shape=(max(self.finished_places, default=-1) + 1, *spec.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -221,8 +193,6 @@ class StoredArray:
         except (AttraceError, OSError, IndexError):
             raise
         except Exception as error:
-            if _is_of_the_network(error):
-                raise
             self._raise_for_broken_chunk(selection, error)
             raise TraceFormatError(
                 f"trace {self.trace_path}: array {self.name!r} cannot be read ({_first_line(error)}): copy the trace "
@@ -263,7 +233,7 @@ def open_store(source: str | Path | Store, storage_options: Mapping[str, Any] | 
     source
         A folder, a `.zip` file, an address of either (`s3://`, `https://`, `hf://`, ...), or a Zarr store.
     storage_options
-        Options of the address's file system: keywords of `obstore.store.from_url`, or of fsspec where that is used.
+        Options of the address's client: keywords of `obstore.store.from_url`, or of `HfFileSystem`.
 
     Raises
     ------
@@ -300,14 +270,11 @@ def _open(path: str, store: Store) -> StoredTrace:
             root = zarr.open_group(store, mode="r", zarr_format=3)
             attribute = root.attrs.get(MANIFEST_ATTRIBUTE)
     except FileNotFoundError as error:
-        kind = TraceNotFoundError if "://" in path else TraceFormatError
+        kind = TraceNotFoundError if is_address(path) else TraceFormatError
         raise kind(f"no trace at {path}: expected a Zarr v3 group (a file zarr.json), found none; check it") from error
     trace = StoredTrace(path, root, parse_manifest(attribute, where=path))
     sites = sum(len(one.sites) for one in trace.manifest.classes)
-    if sites > trace.limits.sites:
-        raise TraceFormatError(
-            f"{path} has {sites} layers, the limit is {trace.limits.sites}: if you trust it, raise {variable('sites')}"
-        )
+    trace.limits.check("sites", sites, f"{path}: {sites} layers")
     return trace
 
 
@@ -318,16 +285,8 @@ def format_errors(problem: str) -> Iterator[None]:
         yield
     except (AttraceError, OSError, ImportError):
         raise
-    # zarr raises nearly anything: JSON, key, type, attribute and recursion errors among them
-    except Exception as error:
-        if _is_of_the_network(error):
-            raise
+    except Exception as error:  # zarr and zipfile raise key, value, type, attribute and recursion errors, and others
         raise TraceFormatError(f"{problem} ({_first_line(error)})") from error
-
-
-def _is_of_the_network(error: Exception) -> bool:
-    """Whether an address cannot be read; obstore is not imported to be asked."""
-    return type(error).__module__.startswith("obstore")
 
 
 def _first_line(error: Exception) -> str:
@@ -338,66 +297,9 @@ def _first_line(error: Exception) -> str:
 def _as_store(source: str | Path | Store, storage_options: Mapping[str, Any] | None) -> Store:
     if isinstance(source, Store):
         return source
-    scheme, found, _ = str(source).partition("://")
-    if found and scheme != "file":
-        return _remote_store(str(source), scheme, dict(storage_options or {}))
-    path = Path(str(source).removeprefix("file://")).expanduser()
-    if not path.exists():
-        raise TraceNotFoundError(f"no trace at {path}: there is no such file or folder; check the path")
-    if path.is_dir():
-        return TraceFolder(path, read_only=True)
-    return _zip_store(path)
-
-
-def _zip_store(path: Path) -> Store:
-    if not zipfile.is_zipfile(path):
-        raise TraceFormatError(f"{path} is not an attrace trace: expected a folder or a .zip file, found another file")
-    try:
-        with format_errors(f"{path} is not a packed trace"), zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            check_entries(entries, path, path.stat().st_size)
-    except OSError as error:  # of a table of contents that points before the beginning of the file
-        raise TraceFormatError(f"{path} is not a packed trace, or was cut off ({error})") from error
-    return zarr.storage.ZipStore(path, mode="r", read_only=True)
-
-
-def _remote_store(url: str, scheme: str, storage_options: dict[str, Any]) -> Store:
-    packed = url.endswith(".zip")
-    if scheme in OBSTORE_SCHEMES:
-        try:
-            import obstore.store  # noqa: F401 (optional: only addresses need it)
-        except ImportError:
-            pass
-        else:
-            if packed:
-                folder, _, name = url.rpartition("/")
-                return _remote_zip(ObstoreObject(url, object_store(folder, storage_options), name))
-            return BoundedObjectStore(object_store(url, storage_options), read_only=True)
-    try:
-        if packed:
-            from fsspec.core import url_to_fs  # optional, as obstore is
-
-            return _remote_zip(FsspecObject(url, *url_to_fs(url, **storage_options)))
-        return BoundedFsspecStore.from_url(url, storage_options=storage_options, read_only=True)
-    except ImportError as error:
-        wanted = "obstore or fsspec" if scheme in OBSTORE_SCHEMES else f"fsspec and its client for {scheme}://"
-        raise ImportError(
-            f"reading {url} needs {wanted} ({error}): pip install 'attrace[cluster]', and for hf:// huggingface_hub"
-        ) from error
-
-
-def object_store(url: str, storage_options: Mapping[str, Any] | None) -> Any:
-    """The store of obstore at an address, which gives up soon where no server answers."""
-    import obstore.store  # optional: only addresses need it
-
-    defaults: dict[str, Any] = {"retry_config": _RETRIES}
-    if url.startswith("http://"):
-        defaults["client_options"] = {"allow_http": True}
-    return obstore.store.from_url(url, **(defaults | dict(storage_options or {})))
-
-
-def _remote_zip(remote: RemoteObject) -> Store:
-    try:
-        return RemoteZipStore(remote)
-    except FileNotFoundError as error:
-        raise TraceNotFoundError(f"no trace at {remote.url}: there is no such object; check the address") from error
+    limits, files = Limits.from_environment(), files_at(source, storage_options)
+    if isinstance(files, LocalFiles) and not files.path.exists():
+        raise TraceNotFoundError(f"no trace at {files.path}: there is no such file or folder; check the path")
+    if files.path.is_file() if isinstance(files, LocalFiles) else files.address.endswith(".zip"):
+        files = ZipFiles(files, limits)
+    return CheckedStore(files, limits)

@@ -18,6 +18,7 @@ import numpy as np
 from attrace.analysis.trace.trace import Trace, open_trace
 from attrace.analysis.trace.traces import OPENING_THREADS, find_traces
 from attrace.schemas import AttraceError, InputError
+from attrace.schemas.address import is_address, local_path
 
 PairBy = Literal["name", "inputs"]
 """How traces are paired."""
@@ -121,9 +122,8 @@ def _no_pair(sources: list[str], paths: list[tuple[str, ...]], by: PairBy, broke
 
 def _name_below(source: str, path: str) -> str:
     """The name of a trace in its source."""
-    plain = source.removeprefix("file://")
-    folder = Path(plain).expanduser()
-    if "://" not in plain and not glob.has_magic(plain) and folder.is_dir() and Path(path) != folder:
+    folder = local_path(source)
+    if not is_address(source) and not glob.has_magic(source) and folder.is_dir() and Path(path) != folder:
         below = Path(path).relative_to(folder)
         return below.with_name(_stem(below.name)).as_posix()
     return _stem(path)

@@ -112,9 +112,9 @@ def open_trace(source: str | Path | Store, *, storage_options: Mapping[str, Any]
     ----------
     source
         A folder, a `.zip` file, an address (`s3://`, `gs://`, `https://`, `hf://`, ...) or a Zarr store. Addresses
-        need obstore or fsspec (`pip install 'attrace[cluster]'`).
+        need obstore, or huggingface_hub for `hf://` (`pip install 'attrace[cluster]'`).
     storage_options
-        Options of the address's file system: keywords of `obstore.store.from_url`, or of fsspec where that is used.
+        Options of the address's client: keywords of `obstore.store.from_url`, or of `HfFileSystem`.
 
     Returns
     -------

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from attrace.analysis.storage.store import object_store
-from attrace.analysis.storage.webdav import WEB_SCHEMES, webdav_files
+from attrace.analysis.storage.address import files_at
 from attrace.analysis.trace.selection import Layers, Numbers
 from attrace.analysis.trace.trace import Trace, open_trace
 from attrace.schemas import AttraceError, InputError, TraceNotFoundError
+from attrace.schemas.address import is_address, local_path
 from attrace.schemas.checks import require_type
 
 if TYPE_CHECKING:
@@ -255,9 +255,9 @@ def _open_or_error(path: str, storage_options: Mapping[str, Any] | None) -> Trac
 
 
 def _find(source: str, storage_options: Mapping[str, Any] | None) -> list[str]:
-    if "://" in source and not source.startswith("file://"):
+    if is_address(source):
         return _find_remote(source, storage_options)
-    path = Path(source.removeprefix("file://")).expanduser()
+    path = local_path(source)
     if glob.has_magic(str(path)) and not path.exists():
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (the pattern may be absolute)
         return [trace for match in matches for trace in _traces_below(Path(match))]
@@ -281,16 +281,6 @@ def _find_remote(source: str, storage_options: Mapping[str, Any] | None) -> list
     folder, _, pattern = source.rpartition("/")
     if pattern and not glob.has_magic(pattern):
         return [source]
-    try:
-        import obstore  # optional: only addresses need it
-    except ImportError as error:
-        raise ImportError(f"listing {source} needs obstore: pip install 'attrace[cluster]'") from error
-    if folder.partition("://")[0] in WEB_SCHEMES:
-        server, path = webdav_files(folder, storage_options)
-        folders, files = server.children(path)
-    else:
-        listed = obstore.list_with_delimiter(object_store(folder, storage_options))
-        folders, files = list(listed["common_prefixes"]), [str(one["path"]) for one in listed["objects"]]
-    found = [*folders, *(name for name in files if name.endswith(".zip"))]
-    names = sorted(name.rpartition("/")[2] for name in found)
+    found = files_at(folder, storage_options).children()
+    names = sorted(name.rstrip("/") for name in found if name.endswith(("/", ".zip")))
     return [f"{folder}/{name}" for name in names if fnmatch.fnmatchcase(name, pattern or "*")]

@@ -185,13 +185,15 @@ class OneRun:
 
 def _local(output: str) -> Path:
     """The output as a path; an address is refused, as a trace is recorded at the speed of a disk."""
-    if "://" in output:
+    from attrace.schemas.address import is_address, local_path
+
+    if is_address(output):
         raise click.BadParameter(
             f"expected a path on this machine, found the address {output}: record to a folder, and send the trace from "
             f"there by --push {output}",
             param_hint="--output",
         )
-    return Path(output)
+    return local_path(output)
 
 
 def _record_one(

@@ -26,15 +26,15 @@ def verify(ctx: click.Context, trace: str, as_json: bool) -> None:
     with chunk_progress("reading") as progress:
         report = check(trace, progress=progress)
     if as_json:
-        print_json({**asdict(report), "sound": report.sound})
+        print_json({**asdict(report), "valid": report.valid})
     else:
         for problem in report.problems:
             click.echo(f"problem: {problem}")
         for note in report.notes:
             click.echo(f"note: {note}")
-        verdict = "sound" if report.sound else f"{len(report.problems)} problems"
+        verdict = "valid" if report.valid else f"{len(report.problems)} problems"
         click.echo(f"{trace}: {verdict}; {report.steps} steps, {report.arrays} arrays, {report.chunks} chunks read")
         if report.content_id is not None:
             click.echo(f"content {report.content_id}")
-    if not report.sound:
+    if not report.valid:
         ctx.exit(INVALID_TRACE)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from attrace.cli.shared.output import check_output, chunk_progress
 
 if TYPE_CHECKING:
-    from attrace.analysis.storage.remote_files import RemoteFiles
+    from attrace.analysis.storage.files import Files
 
 MARK: Final = "attrace_maps"
 """Attribute of the root of every folder that is written: only one that has it is ever replaced."""
@@ -31,7 +31,7 @@ class Destination:
     @property
     def name(self) -> str:
         """The last part of it."""
-        return PurePosixPath(self.where.rstrip("/")).name if self._is_address else self._path.name
+        return PurePosixPath(self.where.rstrip("/")).name
 
     @property
     def suffix(self) -> str:
@@ -41,7 +41,7 @@ class Destination:
     @property
     def beside(self) -> Path:
         """The folder on this machine for what is kept until all is written: the working directory for an address."""
-        return Path() if self._is_address else self._path.parent
+        return Path() if self._path is None else self._path.parent
 
     def check(self, *, overwrite: bool) -> None:
         """Refuse to write over what is there, before any work is done; what was cut off may go on.
@@ -51,60 +51,51 @@ class Destination:
         FileExistsError
             If something is there that is not to be overwritten, or a folder that attrace did not write.
         """
-        if self._is_address:
-            self._check_address(overwrite=overwrite)
-            return
-        check_output(self._path, overwrite=overwrite)
-        if self._path.is_dir() and not _is_ours(self._path):
-            raise FileExistsError(f"{self.where} is a folder that attrace did not write: choose another path")
+        if self._path is not None:
+            check_output(self._path, overwrite=overwrite)
+            is_folder = self._path.is_dir()
+        else:
+            is_folder = self._check_address(overwrite=overwrite)
+        if is_folder and not _has_mark(self._files.read("zarr.json")):
+            raise FileExistsError(f"{self.where} is a folder that attrace did not write: choose another one")
 
     def write(self, write: Callable[[Path], None]) -> None:
         """Write a file or folder, whole or not at all; to an address by way of a file on this machine."""
-        if not self._is_address:
+        if self._path is not None:
             _write_beside(self._path, write)
             return
-        from attrace.analysis.storage.remote_files import replace_folder, send_missing
+        from attrace.analysis.sharing.transfer import replace_folder, send
 
         with tempfile.TemporaryDirectory(prefix="attrace-") as folder, chunk_progress("sending") as progress:
             local = Path(folder, self.name)
             write(local)
-            if local.is_dir():
-                replace_folder(local, self._files(), progress=progress)
-            else:
-                send_missing(local, [""], self._files(), progress=progress)
+            (replace_folder if local.is_dir() else send)(local, self._files, progress=progress)
 
-    def _check_address(self, *, overwrite: bool) -> None:
-        is_there, is_other = self._folder_there() if self.suffix == ".zarr" else (self._file_is_there(), False)
+    def _check_address(self, *, overwrite: bool) -> bool:
+        """Whether a whole folder is at the address, which may be replaced."""
+        from attrace.analysis.sharing.transfer import UNFINISHED
+
+        if self.suffix == ".zarr":
+            names = self._files.sizes().keys()
+            is_there = is_folder = bool(names) and UNFINISHED not in names
+        else:
+            is_there, is_folder = self._files.size() is not None, False
         if is_there and not overwrite:
             raise FileExistsError(f"{self.where} exists: choose another address, or pass --overwrite")
-        if is_other:
-            raise FileExistsError(f"{self.where} is a folder that attrace did not write: choose another address")
-
-    def _file_is_there(self) -> bool:
-        return self._files().size("") is not None
-
-    def _folder_there(self) -> tuple[bool, bool]:
-        """Whether there is a folder that is not a cut-off one of ours, and whether it is none of ours."""
-        from attrace.analysis.storage.remote_files import ROOT, UNFINISHED
-
-        files = self._files()
-        sizes = files.sizes()
-        if not sizes or UNFINISHED in sizes:
-            return False, False
-        return True, not (ROOT in sizes and _has_mark(b"".join(files.blocks(ROOT, sizes[ROOT]))))
-
-    def _files(self) -> RemoteFiles:
-        from attrace.analysis.storage.remote_files import RemoteFiles
-
-        return RemoteFiles.at(self.where)
+        return is_folder
 
     @property
-    def _is_address(self) -> bool:
-        return "://" in self.where and not self.where.startswith("file://")
+    def _files(self) -> Files:
+        from attrace.analysis.storage.address import files_at
+
+        return files_at(self.where)
 
     @property
-    def _path(self) -> Path:
-        return Path(self.where.removeprefix("file://"))
+    def _path(self) -> Path | None:
+        """The path on this machine; None of an address."""
+        from attrace.schemas.address import is_address, local_path
+
+        return None if is_address(self.where) else local_path(self.where)
 
 
 def _write_beside(path: Path, write: Callable[[Path], None]) -> None:
@@ -119,17 +110,10 @@ def _write_beside(path: Path, write: Callable[[Path], None]) -> None:
         _remove(partial)
 
 
-def _is_ours(folder: Path) -> bool:
+def _has_mark(root: bytes | None) -> bool:
     """Whether attrace wrote a folder of maps or statistics, so that it may be replaced."""
     try:
-        return _has_mark((folder / "zarr.json").read_bytes())
-    except OSError:
-        return False
-
-
-def _has_mark(root: bytes) -> bool:
-    try:
-        document = json.loads(root)
+        document = json.loads(root or b"null")
     except ValueError:
         return False
     return isinstance(document, dict) and MARK in document.get("attributes", {})

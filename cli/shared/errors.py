@@ -61,8 +61,6 @@ def _kind(error: Exception) -> type[Failure] | None:
         return Failure
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         return Failure
-    if type(error).__module__ == "obstore.exceptions":  # an address that cannot be read; not imported to be asked
-        return Failure
     return None
 
 
@@ -70,6 +68,4 @@ def _message(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    elif type(error).__module__ == "obstore.exceptions":
-        text = text.partition("\n")[0]
     return "\n".join([text, *getattr(error, "__notes__", [])])

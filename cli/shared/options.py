@@ -29,9 +29,11 @@ class LocalPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path."""
-        if "://" in str(value):
+        from attrace.schemas.address import is_address, local_path  # here: a help text shows without the schemas
+
+        if is_address(value):
             self.fail(f"expected a path on this machine, found the address {value}: {self._advice}", param, ctx)
-        return super().convert(value, param, ctx)
+        return super().convert(local_path(value), param, ctx)
 
 
 def examples(*lines: str) -> str:

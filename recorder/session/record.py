@@ -35,6 +35,7 @@ from attrace.recorder.session.select import Steps, select_steps
 from attrace.recorder.writing.encode import EncodingChoice
 from attrace.recorder.writing.images import Images
 from attrace.schemas import Context, InputError, terms_of_use
+from attrace.schemas.address import is_address, local_path
 from attrace.schemas.checks import require_type
 from attrace.schemas.codecs import Codec
 
@@ -221,12 +222,12 @@ def _paths(path: TracePath | Sequence[TracePath]) -> tuple[Path, ...]:
     given = list(path) if isinstance(path, Sequence) and not isinstance(path, str) else [path]
     for one in given:
         require_type(one, (str, PathLike), "path", expected)
-        if "://" in fspath(one):
+        if is_address(one):
             raise InputError(
                 f"path: expected a folder on this machine, found the address {fspath(one)}: record to a folder, then "
                 "attrace push it, so that the model need not wait for the network"
             )
-    paths = tuple(Path(fspath(one)) for one in given)
+    paths = tuple(local_path(one) for one in given)
     if not paths or len({one.absolute() for one in paths}) != len(paths):
         raise InputError(f"path: expected one path for each sample, all different; found {[str(one) for one in paths]}")
     return paths

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -51,12 +50,3 @@ def made_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trace(made_trace: Path, tmp_path: Path) -> Path:
     """The made trace as `run.zarr` in the folder that the command runs in."""
     return Path(shutil.copytree(made_trace, tmp_path / "run.zarr"))
-
-
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    """The file system of `memory://`, emptied afterwards."""
-    filesystem = pytest.importorskip("fsspec").filesystem("memory")
-    yield filesystem
-    filesystem.store.clear()
-    filesystem.pseudo_dirs[:] = [""]

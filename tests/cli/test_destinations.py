@@ -11,12 +11,13 @@ import pytest
 import xarray as xr
 from support.rclone import rclone_serving
 
-from attrace.analysis.storage.remote_files import UNFINISHED, RemoteFiles
+from attrace.analysis.sharing.transfer import UNFINISHED
+from attrace.analysis.storage.object_files import ObjectFiles
 from attrace.cli import main
 
 from .conftest import Run
 
-pytest.importorskip("fsspec")
+pytest.importorskip("obstore")
 
 ADDRESS = "s3://bucket/result"
 
@@ -64,12 +65,12 @@ def test_a_path_is_asked_for(command: str, arguments: tuple[str, ...], run: Run,
 
 @pytest.mark.parametrize("command", IN_PLACE)
 def test_a_trace_at_an_address_is_not_written_into(command: str, run: Run, trace: Path, memory: Any) -> None:
-    memory.put(str(trace), "/run.zarr", recursive=True)
-    before = dict(memory.store)
+    memory.put(trace, "memory://run.zarr")
+    before = memory.contents()
     result = run(command, "memory://run.zarr")
     assert result.exit_code == 2, (result.output, result.exception)
     assert f"attrace pull it, {command} it, and attrace push it" in result.stderr
-    assert memory.store.keys() == before.keys()
+    assert memory.contents() == before
 
 
 @pytest.mark.parametrize(("command", "arguments"), ANYWHERE.items())
@@ -82,7 +83,7 @@ def test_the_same_file_lands_at_an_address(
     assert run(command, *others, name).exit_code == 0
     result = run(command, *others, address)
     assert result.exit_code == 0, (result.output, result.exception)
-    assert memory.cat_file(f"/results/{name}") == (tmp_path / name).read_bytes()
+    assert memory.contents()[f"results/{name}"] == (tmp_path / name).read_bytes()
     again = run(command, *others, address)
     assert again.exit_code == 1
     assert f"{address} exists: choose another address, or pass --overwrite" in again.stderr
@@ -131,16 +132,16 @@ def test_nothing_is_done_twice_after_an_interruption(
     arguments = ("aggregate", "runs", "--size", "8x8", "-o", f"{server}/stats.zarr")
     there = tmp_path / "served/bucket/stats.zarr"
     sent: list[str] = []
-    send = RemoteFiles.send
+    write = ObjectFiles.write
 
-    def breaking(self: RemoteFiles, name: str, local: Path) -> None:
+    def breaking(self: ObjectFiles, name: str, content: bytes | Path) -> None:
         if len(sent) == 5:
             raise ConnectionError("the network is gone")
         sent.append(name)
-        send(self, name, local)
+        write(self, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RemoteFiles, "send", breaking)
+        patch.setattr(ObjectFiles, "write", breaking)
         assert "the network is gone" in run(*arguments).stderr
     assert len(list((tmp_path / "stats.zarr.parts").glob("*.nc"))) == 1  # copies of one trace contribute the same
     assert UNFINISHED in sent
@@ -148,11 +149,11 @@ def test_nothing_is_done_twice_after_an_interruption(
     half, again = set(files(there)), list[str]()
     monkeypatch.setattr("attrace.analysis.studies.trace_statistics.trace_statistics", None)
 
-    def told(self: RemoteFiles, name: str, local: Path) -> None:
+    def told(self: ObjectFiles, name: str, content: bytes | Path) -> None:
         again.append(name)
-        send(self, name, local)
+        write(self, name, content)
 
-    monkeypatch.setattr(RemoteFiles, "send", told)
+    monkeypatch.setattr(ObjectFiles, "write", told)
     result = run(*arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     assert half.isdisjoint(again)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -47,15 +48,14 @@ def test_every_option_says_what_it_does(command: click.Command) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=" ".join)
 @pytest.mark.usefixtures("trace")
-def test_every_example_works(example: list[str], run: Run) -> None:
+def test_every_example_works(example: list[str], run: Run, memory: Any) -> None:
     box_mask().save("mask.png")
     noise_picture().save("truth.png")
     shutil.make_archive("packed", "zip", "run.zarr")
     for copy in ("other.zarr", "before/1.zarr", "after/1.zarr"):
         shutil.copytree("run.zarr", copy)
     if example[0] in ("push", "pull"):
-        fsspec = pytest.importorskip("fsspec")
-        fsspec.filesystem("memory").put("run.zarr", "/example/run.zarr", recursive=True)
+        memory.put(Path("run.zarr"), "memory://example/run.zarr")
     if example[0] == "report":
         pytest.importorskip("bokeh")
     result = run(*example)

@@ -9,7 +9,7 @@ import pytest
 from support.server import serving
 
 from attrace.analysis import open_trace
-from attrace.analysis.storage.remote_zip import TAIL_BYTES
+from attrace.analysis.storage.zip_files import TAIL_BYTES
 
 from .conftest import Run
 
@@ -63,7 +63,7 @@ def test_nothing_is_replaced_unasked(run: Run) -> None:
 
 def test_every_reading_command_reads_the_packed_trace(run: Run) -> None:
     assert run("pack", "run.zarr", "run.zip").exit_code == 0
-    assert json.loads(run("verify", "run.zip", "--json").stdout)["sound"] is True
+    assert json.loads(run("verify", "run.zip", "--json").stdout)["valid"] is True
     for command in (
         ("info", "run.zip"),
         ("maps", "run.zip", "-o", "maps.npz"),

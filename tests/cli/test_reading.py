@@ -73,10 +73,10 @@ def test_info_reads_a_packed_trace(run: Run, trace: Path) -> None:
 
 @pytest.mark.usefixtures("trace")
 def test_verify_passes_a_sound_trace(run: Run) -> None:
-    assert "run.zarr: sound; 10 steps" in succeeded(run("verify", "run.zarr"))
+    assert "run.zarr: valid; 10 steps" in succeeded(run("verify", "run.zarr"))
     told = json.loads(succeeded(run("verify", "run.zarr", "--json")))
-    assert told["sound"] is True
-    assert told["findings"] == []
+    assert told["valid"] is True
+    assert told["issues"] == []
 
 
 def test_verify_names_the_damage_and_exits_with_3(run: Run, trace: Path) -> None:
@@ -86,7 +86,7 @@ def test_verify_names_the_damage_and_exits_with_3(run: Run, trace: Path) -> None
     assert "problem: reference/64x16h2d8/key/c/0/0/0/0/0: the chunk cannot be read" in result.stdout
     result = run("verify", "run.zarr", "--json")
     assert result.exit_code == 3
-    assert json.loads(result.stdout)["findings"][0]["chunk"] == "c/0/0/0/0/0"
+    assert json.loads(result.stdout)["issues"][0]["chunk"] == "c/0/0/0/0/0"
 
 
 @pytest.mark.usefixtures("trace")

@@ -6,7 +6,6 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -18,6 +17,7 @@ from support.models import box_mask, controlnet, demo, paint_by_example, picture
 from support.transformers import flux_kontext
 
 from attrace.analysis import open_trace, ulam
+from attrace.analysis.storage.object_files import ObjectFiles
 from attrace.cli import main
 
 from .conftest import Run
@@ -322,21 +322,19 @@ def test_where_no_trace_can_be_sent(run: Run, url: str) -> None:
     assert not Path("run.zarr").exists()
 
 
-@pytest.mark.usefixtures("workplace")
-def test_a_list_is_sent_and_what_did_not_arrive_is_sent_again(
-    run: Run, memory: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("workplace", "memory")
+def test_a_list_is_sent_and_what_did_not_arrive_is_sent_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     options = (*JOBS, "--steps", "2", "--push", "memory://bucket/runs/")
     write_jobs({"id": "a"}, {"id": "b", "seed": 6})
-    put, sent, lost = memory.put_file, [], ["b.zarr"]
+    put, sent, lost = ObjectFiles.write, [], ["b.zarr"]
 
-    def send(local: str, path: str, **_: object) -> None:
-        sent.append(path)
-        if any(name in path for name in lost):
+    def write(files: ObjectFiles, name: str, content: bytes | Path) -> None:
+        sent.append(files.where(name))
+        if any(name in files.address for name in lost):
             raise OSError("the network is down")
-        put(local, path)
+        put(files, name, content)
 
-    monkeypatch.setattr(type(memory), "put_file", staticmethod(send))
+    monkeypatch.setattr(ObjectFiles, "write", write)
     result = run(*options)
     assert result.exit_code == 1
     assert "complete, but not sent: the network is down" in result.stderr

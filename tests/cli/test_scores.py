@@ -238,7 +238,7 @@ def test_precompute_keeps_marginals_and_changes_no_map(run: Run, trace: Path) ->
     assert result.stderr == ""
     assert np.allclose(before.values, ulam(open_trace(trace), direction="g2r").values, rtol=1e-6)
     assert (trace / "reference/64x16h2d8/derived/g2r").is_dir()
-    assert verify(trace).findings == ()
+    assert verify(trace).issues == ()
 
 
 def test_precompute_of_what_cannot_be_written(run: Run, trace: Path) -> None:

@@ -186,17 +186,17 @@ def no_computing() -> Iterator[None]:
 
 @contextmanager
 def counted_reads(monkeypatch: Any) -> Iterator[list[str]]:
-    """Keys of the chunks that local stores read, in the order of reading."""
-    from zarr.storage import LocalStore
+    """Keys of the chunks that are read on this machine, in the order of reading."""
+    from attrace.analysis.storage.files import LocalFiles
 
     keys: list[str] = []
-    read = LocalStore.get
+    read = LocalFiles.read
 
-    async def get(self: Any, key: str, *args: Any, **kwargs: Any) -> Any:
-        if "/c/" in key or key.startswith("c/"):
-            keys.append(key)
-        return await read(self, key, *args, **kwargs)
+    def noted(self: LocalFiles, name: str = "", *args: Any, **kwargs: Any) -> bytes | None:
+        if "/c/" in name:
+            keys.append(name)
+        return read(self, name, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalStore, "get", get)
+        patch.setattr(LocalFiles, "read", noted)
         yield keys

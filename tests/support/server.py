@@ -47,11 +47,11 @@ def serving(folder: Path, *, ranges: bool = True) -> Iterator[Served]:
                 self.send_error(404)
                 return
             content = path.read_bytes()
-            asked = re.fullmatch(r"bytes=([0-9]+)-([0-9]+)", self.headers.get("Range", "")) if ranges else None
+            asked = re.fullmatch(r"bytes=([0-9]+)-([0-9]*)", self.headers.get("Range", "")) if ranges else None
             if asked is None:
                 self.send_response(200)
             else:
-                first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+                first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
                 self.send_response(206)
                 self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
                 content = content[first : last + 1]

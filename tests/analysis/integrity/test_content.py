@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from attrace.analysis.integrity.diff import Difference, diff
 from attrace.analysis.integrity.repair import repair
 from attrace.analysis.integrity.verify import verify
 from attrace.analysis.maps.precompute import precompute
-from attrace.analysis.storage.folder import TraceFolder
+from attrace.analysis.storage.files import LocalFiles
 from attrace.analysis.storage.store import open_store
 from attrace.schemas import TraceExistsError, TraceFormatError
 
@@ -75,13 +76,13 @@ class TestContentId:
         scores = site_class("text/64x3h2d8", encoding="scores", first_order=2, **text)  # type: ignore[arg-type]
         path = made(tmp_path / "a.zarr", classes=(site_class(dtype="float16"), scores), steps=12)
         expected, read = id_of(path), Counter[str]()
-        check = TraceFolder._check
+        really_read = LocalFiles.read
 
-        def note(self: TraceFolder, key: str) -> None:
-            read[key] += "/c/" in key
-            check(self, key)
+        def note(self: LocalFiles, name: str = "", *arguments: Any, **options: Any) -> bytes | None:
+            read[name] += "/c/" in name
+            return really_read(self, name, *arguments, **options)
 
-        monkeypatch.setattr(TraceFolder, "_check", note)
+        monkeypatch.setattr(LocalFiles, "read", note)
         assert verify(path).content_id == expected
         chunks = {str(file.relative_to(path)) for file in path.glob("**/c/**/*") if file.is_file()}
         assert chunks <= read.keys()
@@ -149,7 +150,7 @@ class TestRepair:
         target = killed if in_place else tmp_path / "repaired.zarr"
         assert repair(killed, None if in_place else target) == 3
         report = verify(target)
-        assert (report.findings, report.status, report.steps) == ((), "interrupted", 3)
+        assert (report.issues, report.status, report.steps) == ((), "interrupted", 3)
         np.testing.assert_array_equal(ulam(open_trace(target)).compute(), before)
         assert not list(target.rglob("*.partial"))
         assert open_store(target).array(f"{GROUP}/query").shape[0] == 3

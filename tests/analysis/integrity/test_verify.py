@@ -13,7 +13,8 @@ import pytest
 import zarr
 from support.traces import make_trace, site_class
 
-from attrace.analysis.integrity.verify import Report, verify
+from attrace.analysis.integrity.report import Report
+from attrace.analysis.integrity.verify import verify
 from attrace.recorder.writing.store import create_array
 from attrace.schemas import SiteClass, TraceFormatError, TraceNotFoundError, TraceVersionError, derived_arrays
 
@@ -52,8 +53,8 @@ def test_a_sound_trace_has_no_findings(tmp_path: Path, encoding: str, static_key
     )
     made = make_trace(tmp_path / "run.zarr", classes, static_keys=static_keys, images={"mask": PICTURE[..., 0]})
     report = verify(made.path)
-    assert report.findings == ()
-    assert report.sound
+    assert report.issues == ()
+    assert report.valid
     assert (report.status, report.steps) == ("complete", 3)
     # 2 layers and 3 steps of each data array at least
     assert report.chunks >= 2 * 3 * len(classes)
@@ -124,7 +125,7 @@ def test_a_gap_is_noted_and_no_problem(trace: Path) -> None:
         assert isinstance(array, zarr.Array)
         array[1, 1] = gap
     report = verify(trace)
-    assert report.sound
+    assert report.valid
     assert [str(note) for note in report.notes] == [f"{GROUP}: layer 'up.0.attn2' was not recorded in step 1"]
 
 
@@ -216,7 +217,7 @@ def test_a_missing_timestep_is_found(trace: Path) -> None:
 
 def test_an_unclosed_trace_is_sound_and_noted(tmp_path: Path) -> None:
     report = verify(make_trace(tmp_path / "run.zarr", status=None).path)
-    assert report.sound
+    assert report.valid
     assert report.status == "recording"
     assert "never closed" in str(report.notes[0])
 
@@ -228,7 +229,7 @@ def test_damage_in_a_step_that_never_finished_is_not_looked_at(tmp_path: Path) -
     marker[2] = 0
     (path / GROUP / "query/c/2/0/0/0/0").write_bytes(b"half a chu")
     report = verify(path)
-    assert report.sound
+    assert report.valid
     assert report.steps == 2
 
 
@@ -243,7 +244,7 @@ def test_the_cache_of_marginals_is_checked(tmp_path: Path) -> None:
     group.attrs["steps"] = 2
     assert "covers 2 of 3 steps" in str(verify(made.path).notes)
     group.attrs["steps"] = 3
-    assert verify(made.path).findings == ()
+    assert verify(made.path).issues == ()
     cached = group["g2r"]
     assert isinstance(cached, zarr.Array)
     cached[1, 1, 0, 3] = np.inf
@@ -254,7 +255,7 @@ def test_the_cache_of_marginals_is_checked(tmp_path: Path) -> None:
 
 def test_a_zip_file_is_verified(trace: Path) -> None:
     packed = shutil.make_archive(str(trace.with_suffix("")), "zip", trace)
-    assert verify(packed).findings == ()
+    assert verify(packed).issues == ()
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -269,7 +270,7 @@ def test_what_is_no_trace(tmp_path: Path) -> None:
     with pytest.raises(TraceFormatError, match="no such attribute"):
         verify(tmp_path / "other.zarr")
     (tmp_path / "photo.png").write_bytes(b"not a zip")
-    with pytest.raises(TraceFormatError, match=r"a \.zip file, found another file"):
+    with pytest.raises(TraceFormatError, match=r"expected a folder or a \.zip file"):
         verify(tmp_path / "photo.png")
 
 
@@ -291,6 +292,6 @@ def test_a_newer_major_version_is_refused(trace: Path) -> None:
 def test_a_report_is_unsound_exactly_when_it_has_problems(trace: Path) -> None:
     report = verify(trace)
     assert isinstance(report, Report)
-    assert report.sound is (report.problems == ())
+    assert report.valid is (report.problems == ())
     (trace / GROUP / "head/c/0").write_bytes(b"")
-    assert not verify(trace).sound
+    assert not verify(trace).valid

@@ -81,7 +81,7 @@ def test_other_queries_and_keys_are_computed(path: Path, monkeypatch: pytest.Mon
 
 def test_the_trace_stays_sound(path: Path) -> None:
     precompute(path)
-    assert verify(path).sound
+    assert verify(path).valid
     assert open_trace(path).stored.root.metadata.consolidated_metadata is not None
 
 

@@ -60,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 
 def _sound(path: Path) -> Trace:
     report = verify(path)
-    assert report.findings == ()
+    assert report.issues == ()
     return open_trace(path)
 
 
@@ -318,7 +318,7 @@ class TestStrangers:
         link.create_system = 3
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         packed = _with_entries(tmp_path / "run.zip", (link, b"/etc/passwd"))
-        with pytest.raises(TraceFormatError, match="a link named 'images/link'"):
+        with pytest.raises(TraceFormatError, match="'images/link' is a link"):
             unpack(packed, tmp_path / "run.zarr")
 
     @pytest.mark.filterwarnings("ignore:Duplicate name")

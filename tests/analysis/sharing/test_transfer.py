@@ -1,23 +1,24 @@
-"""Pushing and pulling traces: resumed, verified, and nothing half there. `hf://` is a stand-in for the real one."""
+"""Pushing and pulling traces: resumed, verified, and nothing half there."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from support.hub import Hub, stand_in
 from support.server import serving
 from support.traces import make_trace
 
-from attrace.analysis import open_trace, pack
+from attrace.analysis import open_trace, open_traces, pack, ulam
 from attrace.analysis.integrity.verify import verify
 from attrace.analysis.sharing.transfer import pull, push
+from attrace.analysis.storage.object_files import ObjectFiles
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError, TraceNotFoundError
 
-fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("obstore")
+pytestmark = pytest.mark.usefixtures("memory")
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +26,13 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_trace(tmp_path_factory.mktemp("made") / "run.zarr").path
 
 
-@pytest.fixture(autouse=True)
-def memory() -> Iterator[Any]:
-    filesystem = fsspec.filesystem("memory")
-    yield filesystem
-    filesystem.store.clear()
-    filesystem.pseudo_dirs[:] = [""]
-
-
 def _files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _garble(address: str, name: str) -> None:
+    files = ObjectFiles(address)
+    files.write(name, b"?" * (files.size(name) or 0))
 
 
 def test_there_and_back(trace: Path, tmp_path: Path) -> None:
@@ -58,34 +56,34 @@ def test_a_packed_trace(trace: Path, tmp_path: Path) -> None:
 
 def test_to_a_folder(trace: Path, tmp_path: Path) -> None:
     push(trace, f"file://{tmp_path}/sent.zarr")
-    assert verify(tmp_path / "sent.zarr").sound
+    assert verify(tmp_path / "sent.zarr").valid
 
 
-def test_a_push_goes_on_and_mends_what_differs(trace: Path, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    send, sent = memory.put_file, 0
+def test_a_push_goes_on_and_mends_what_differs(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, sent = ObjectFiles.write, 0
 
-    def breaking(*arguments: Any, **options: Any) -> None:
+    def breaking(files: ObjectFiles, name: str, content: bytes | Path) -> None:
         nonlocal sent
         if sent == 10:
             raise ConnectionError("gone")
         sent += 1
-        send(*arguments, **options)
+        write(files, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(memory), "put_file", lambda _, *arguments, **options: breaking(*arguments, **options))
+        patch.setattr(ObjectFiles, "write", breaking)
         with pytest.raises(ConnectionError):
             push(trace, "memory://a/run.zarr")
     with pytest.raises(TraceNotFoundError):  # the root comes last
         open_trace("memory://a/run.zarr")
     assert push(trace, "memory://a/run.zarr").sent == len(_files(trace)) - 10
-    name = "/a/run.zarr/time/c/0"
-    memory.pipe_file(name, b"?" * memory.size(name))
+    _garble("memory://a/run.zarr", "time/c/0")
     assert push(trace, "memory://a/run.zarr").sent == 1
     assert push(trace, "memory://a/run.zarr").sent == 0
 
 
-def test_what_arrives_changed_is_an_error(trace: Path, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(memory), "put_file", lambda self, _, path: self.pipe_file(path, b"?"))
+def test_what_arrives_changed_is_an_error(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = ObjectFiles.write
+    monkeypatch.setattr(ObjectFiles, "write", lambda self, name, _: write(self, name, b"?"))
     with pytest.raises(OSError, match="not what was sent"):
         push(trace, "memory://a/run.zarr")
 
@@ -101,10 +99,9 @@ def test_a_pull_goes_on(trace: Path, tmp_path: Path) -> None:
         pull("memory://a/run.zarr", tmp_path / "run.zarr")
 
 
-def test_damage_is_found_and_not_kept(trace: Path, tmp_path: Path, memory: Any) -> None:
+def test_damage_is_found_and_not_kept(trace: Path, tmp_path: Path) -> None:
     push(trace, "memory://a/run.zarr")
-    name = "/a/run.zarr/reference/64x16h2d8/query/c/1/0/0/0/0"
-    memory.pipe_file(name, b"?" * memory.size(name))
+    _garble("memory://a/run.zarr", "reference/64x16h2d8/query/c/1/0/0/0/0")
     with pytest.raises(TraceFormatError, match="query/c/1/0/0/0/0"):
         pull("memory://a/run.zarr", tmp_path / "run.zarr")
     assert list(tmp_path.iterdir()) == []
@@ -134,7 +131,7 @@ class TestFromAWebServer:
     def test_a_packed_trace_goes_on_where_it_was_cut_off(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
     ) -> None:
-        monkeypatch.setattr("attrace.analysis.sharing.transfer.BLOCK_BYTES", 1000)
+        monkeypatch.setattr("attrace.analysis.storage.object_files.BLOCK_BYTES", 1000)
         size = (folder / "run.zip").stat().st_size
         with serving(folder, ranges=ranges) as served:
             served.last = size - 4000
@@ -161,7 +158,7 @@ class TestFromAWebServer:
         assert 0 < done.sent < len(files) == done.files
         assert len(asked) < len(files)
         assert _files(tmp_path / "run.zarr") == files
-        assert verify(tmp_path / "run.zarr").sound
+        assert verify(tmp_path / "run.zarr").valid
 
     def test_what_is_damaged_there_is_not_kept(self, folder: Path, tmp_path: Path) -> None:
         chunk = folder / "run.zarr/reference/64x16h2d8/query/c/1/0/0/0/0"
@@ -180,15 +177,50 @@ class TestFromAWebServer:
                 pull(f"{served.address}/open.zarr", tmp_path / "open.zarr")
 
     def test_more_files_than_the_limit(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("ATTRACE_MAX_ENTRIES", "20")
-        with serving(folder) as served, pytest.raises(TraceFormatError, match="over 20 files"):
+        monkeypatch.setenv("ATTRACE_MAX_FILES", "20")
+        with serving(folder) as served, pytest.raises(TraceFormatError, match="the limit is 20"):
             pull(f"{served.address}/run.zarr", tmp_path / "run.zarr")
 
 
-def test_a_dataset_repository(trace: Path, tmp_path: Path, memory: Any) -> None:
-    """A file system that fsspec finds under `hf` and that knows its own prefix; the real one needs the hub."""
-    filesystem = type("Hub", (type(memory),), {"protocol": "hf", "root_marker": "", "store": {}, "pseudo_dirs": [""]})
-    fsspec.register_implementation("hf", filesystem, clobber=True)
-    push(trace, "hf://datasets/me/traces/run.zarr")
-    pull("hf://datasets/me/traces/run.zarr", tmp_path / "run.zarr")
-    assert _files(tmp_path / "run.zarr") == _files(trace)
+class TestADatasetRepository:
+    """On a stand-in for the hub, which cannot be reached from tests."""
+
+    URL = "hf://datasets/me/traces/run.zarr"
+
+    @pytest.fixture
+    def hub(self, monkeypatch: pytest.MonkeyPatch) -> Hub:
+        pytest.importorskip("huggingface_hub")
+        return stand_in(monkeypatch)
+
+    def test_there_and_back_in_one_commit(self, trace: Path, tmp_path: Path, hub: Hub) -> None:
+        done = push(trace, self.URL)
+        assert done.sent == len(_files(trace))
+        (commit,) = hub.commits
+        assert commit[-1] == "datasets/me/traces/run.zarr/zarr.json"
+        assert hub.reads == 0  # the hub says what it holds
+        np.testing.assert_array_equal(ulam(open_trace(self.URL)), ulam(open_trace(trace)))
+        assert [one.path for one in open_traces("hf://datasets/me/traces/*.zarr")] == [self.URL]
+        pull(self.URL, tmp_path / "run.zarr")
+        assert _files(tmp_path / "run.zarr") == _files(trace)
+
+    def test_what_is_there_is_not_sent_again(self, trace: Path, hub: Hub) -> None:
+        push(trace, self.URL)
+        assert push(trace, self.URL).sent == 0
+        name = "datasets/me/traces/run.zarr/time/c/0"
+        hub.files[name] = b"?" * len(hub.files[name])
+        assert push(trace, self.URL).sent == 1
+        assert hub.commits[1:] == [[name]]
+
+    def test_a_packed_trace(self, trace: Path, tmp_path: Path, hub: Hub) -> None:
+        packed = pack(trace, tmp_path / "run.zip")
+        push(packed, "hf://datasets/me/traces/run.zip")
+        assert hub.commits == [["datasets/me/traces/run.zip"]]
+        assert verify("hf://datasets/me/traces/run.zip").valid
+        pull("hf://datasets/me/traces/run.zip", tmp_path / "again.zip")
+        assert (tmp_path / "again.zip").read_bytes() == packed.read_bytes()
+
+    def test_nothing_there(self, tmp_path: Path, hub: Hub) -> None:
+        assert hub.files == {}
+        for read in (open_trace, lambda url: pull(url, tmp_path / "run.zarr")):
+            with pytest.raises(TraceNotFoundError):
+                read(self.URL)

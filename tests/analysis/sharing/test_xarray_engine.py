@@ -36,8 +36,8 @@ def place(made: MadeTrace, tmp_path: Path, request: pytest.FixtureRequest) -> st
     packed = pack(made.path, tmp_path / "run.zip")
     if request.param == "zip":
         return str(packed)
-    pytest.importorskip("fsspec").filesystem("memory").pipe_file("/backend.zip", packed.read_bytes())
-    return "memory://backend.zip"
+    memory = request.getfixturevalue("memory")
+    return str(memory.put(packed, "memory://backend.zip"))
 
 
 @pytest.mark.parametrize("chunks", [None, {}])

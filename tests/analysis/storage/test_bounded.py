@@ -20,6 +20,8 @@ from support.traces import make_trace, site_class
 
 from attrace.analysis import open_trace, pack, ulam
 from attrace.analysis.integrity.verify import verify
+from attrace.analysis.storage.checked_store import CheckedStore
+from attrace.analysis.storage.limits import Limits
 from attrace.schemas import TraceFormatError
 
 GROUP = "reference/64x16h2d8"
@@ -117,16 +119,16 @@ def test_shards_are_read_and_bounded(trace: Path) -> None:
 
 def test_a_codec_inside_shards_that_is_no_core_codec(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _encode_anew(trace, chunks=(1, 1, 1, 64, 8), shards=(1, 1, 2, 64, 8), compressors=[zarr.codecs.ZstdCodec()])
-    core = "attrace.analysis.storage.bounded_codecs.CORE_CODECS"
+    core = "attrace.analysis.storage.chunk_codecs.CORE_CODECS"
     monkeypatch.setattr(core, {zarr.codecs.ShardingCodec, zarr.codecs.BytesCodec, zarr.codecs.Crc32cCodec})
     with pytest.raises(TraceFormatError, match="expected core codecs, found ZstdCodec"):
         ulam(open_trace(trace)).compute()
 
 
 def test_more_finished_steps_and_layers_than_anybody_stores(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ATTRACE_MAX_ENTRIES", "5")  # 3 steps of 2 layers
+    monkeypatch.setenv("ATTRACE_MAX_FILES", "5")  # 3 steps of 2 layers
     for read in (open_trace, verify):
-        with pytest.raises(TraceFormatError, match=r"3 steps of 2 layers are finished.*ATTRACE_MAX_ENTRIES"):
+        with pytest.raises(TraceFormatError, match=r"3 steps of 2 layers are finished.*ATTRACE_MAX_FILES"):
             read(trace)
 
 
@@ -137,37 +139,38 @@ class TestAtAnAddress:
 
     @pytest.fixture(params=["http", "memory"])
     def address(self, request: pytest.FixtureRequest, closed: Path) -> Iterator[str]:
-        """Of the folder that the trace lies in, as obstore and as fsspec read it."""
+        """Of the folder that the trace lies in."""
         if request.param == "http":
             pytest.importorskip("obstore")
             with serving(closed.parent) as served:
                 yield served.address
             return
-        memory = pytest.importorskip("fsspec").filesystem("memory")
-        memory.put(str(closed.parent), "/bounded", recursive=True)
-        yield "memory://bounded"
-        memory.rm("/bounded", recursive=True)
+        yield request.getfixturevalue("memory").put(closed.parent, "memory://bounded")
 
     def test_objects_above_the_limits(self, closed: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
         url = f"{address}/closed.zarr"
         np.testing.assert_array_equal(ulam(open_trace(url)), ulam(open_trace(closed)))
         trace = open_trace(url)
-        monkeypatch.setenv("ATTRACE_MAX_CHUNK_BYTES", "3000")
+        store = trace.stored.root.store
+        assert isinstance(store, CheckedStore)
+        store.limits = Limits(chunk_bytes=3000)  # of what is stored: what it decodes to is looked at when it is opened
         with pytest.raises(TraceFormatError, match=r"the limit is 3000.*ATTRACE_MAX_CHUNK_BYTES"):
             ulam(trace).compute()
         monkeypatch.setenv("ATTRACE_MAX_METADATA_BYTES", "1000")
         with pytest.raises(TraceFormatError, match=r"the limit is 1000.*ATTRACE_MAX_METADATA_BYTES"):
             open_trace(url)
 
-    def test_a_packed_trace_above_the_limits(self, closed: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_packed_trace_above_the_limits(
+        self, closed: Path, address: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         packed = pack(closed, closed.with_name("run.zip"))
         with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("bomb", bytes(2**24))
         url = f"{address}/run.zip"
         if address.startswith("memory"):
-            pytest.importorskip("fsspec").filesystem("memory").put(str(packed), "/bounded/run.zip")
+            request.getfixturevalue("memory").put(packed, url)
         with pytest.raises(TraceFormatError, match="100 times its size"):
             open_trace(url)
-        monkeypatch.setenv("ATTRACE_MAX_ENTRIES", "3")
+        monkeypatch.setenv("ATTRACE_MAX_FILES", "3")
         with pytest.raises(TraceFormatError, match="the limit is 3"):
             open_trace(url)

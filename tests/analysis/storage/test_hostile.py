@@ -18,7 +18,7 @@ from support.traces import make_trace, site_class
 
 from attrace.analysis import llam, open_trace, pack, ulam
 from attrace.analysis.maps.precompute import precompute
-from attrace.analysis.storage.folder import TraceFolder
+from attrace.analysis.storage.files import LocalFiles
 from attrace.cli import main
 from attrace.schemas import InputError, TraceFormatError
 
@@ -49,8 +49,8 @@ def read_all(path: Path) -> None:
     [
         ("query", {"dimension_names": None}, r"'reference/64x16h2d8/query': expected dims \(time, layer, head"),
         ("query", {"dimension_names": ["layer", "time", "head", "query", "feature"]}, "expected dims"),
-        ("query", {"shape": [3, 2, 2, 64, 9]}, r"expected shape \(2, 2, 64, 8\) after time, found \(2, 2, 64, 9\)"),
-        ("query", {"shape": [2, 2, 2, 64, 8]}, "expected 3 steps or more, found 2"),
+        ("query", {"shape": [3, 2, 2, 64, 9]}, r"expected shape \(3, 2, 2, 64, 8\), found \(3, 2, 2, 64, 9\)"),
+        ("query", {"shape": [2, 2, 2, 64, 8]}, r"expected shape \(3, 2, 2, 64, 8\), found \(2, 2, 2, 64, 8\)"),
         ("query", {"shape": [-3, 2, 2, 64, 8]}, "metadata of array"),
         ("query", {"shape": [3.5, 2, 2, 64, 8]}, "query"),
         ("query", {"shape": [2**40, 2, 2, 64, 8]}, "ATTRACE_MAX_STEPS"),
@@ -219,7 +219,7 @@ def test_the_folder_itself_is_not_resolved_for_every_chunk(trace: Path, monkeypa
 def test_a_key_does_not_lead_out(trace: Path, key: str) -> None:
     (trace.parent / "elsewhere").write_text("")
     with pytest.raises(TraceFormatError, match="leads out"):
-        TraceFolder(trace).get_sync(key)
+        LocalFiles(trace).read(key)
 
 
 def test_a_link_to_the_trace_itself_is_followed(trace: Path, tmp_path: Path) -> None:

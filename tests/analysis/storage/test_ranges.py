@@ -14,7 +14,7 @@ from support.rclone import rclone_serving
 from support.traces import make_trace, site_class
 
 from attrace.analysis import open_trace, pack
-from attrace.analysis.storage.remote_zip import TAIL_BYTES
+from attrace.analysis.storage.zip_files import TAIL_BYTES
 from attrace.cli import main
 
 pytest.importorskip("obstore")

@@ -16,11 +16,12 @@ from support.traces import make_trace, site_class
 
 from attrace.analysis import Trace, open_trace, pack, ulam
 from attrace.analysis.integrity.verify import verify
-from attrace.analysis.storage.remote_zip import TAIL_BYTES
+from attrace.analysis.storage.object_files import ObjectFiles
+from attrace.analysis.storage.zip_files import TAIL_BYTES
 from attrace.schemas import TraceFormatError, TraceNotFoundError, TraceVersionError
 
 pytest.importorskip("obstore")
-fsspec = pytest.importorskip("fsspec")
+pytestmark = pytest.mark.usefixtures("memory")
 
 GROUP = "reference/256x16h4d32"
 
@@ -70,7 +71,7 @@ def test_a_row_reads_its_chunks_only(folder: Path, served: Served) -> None:
 def test_every_number_is_that_of_the_folder(folder: Path, served: Served) -> None:
     trace = open_trace(f"{served.address}/run.zip")
     np.testing.assert_array_equal(ulam(trace), ulam(open_trace(folder / "run.zarr")))
-    assert verify(f"{served.address}/run.zip").findings == ()
+    assert verify(f"{served.address}/run.zip").issues == ()
 
 
 def test_it_can_be_pickled(served: Served) -> None:
@@ -92,7 +93,7 @@ def test_from_a_server_without_ranges_a_small_file_is_read_whole(folder: Path, m
             ulam(open_trace(f"{served.address}/run.zip")), ulam(open_trace(folder / "run.zarr"))
         )
         assert len(served.requests) == 3  # its length, the range that was asked for, and all of it
-        monkeypatch.setattr("attrace.analysis.storage.remote_zip.MAX_WHOLE_BYTES", 1000)
+        monkeypatch.setattr("attrace.analysis.storage.zip_files.MAX_WHOLE_BYTES", 1000)
         with pytest.raises(OSError, match="does not answer range requests"):
             open_trace(f"{served.address}/run.zip")
 
@@ -105,7 +106,7 @@ def test_nothing_there(served: Served, kind: str) -> None:
 
 
 def _in_memory(content: bytes) -> str:
-    fsspec.filesystem("memory").pipe_file("/run.zip", content)
+    ObjectFiles("memory://run.zip").write("", content)
     return "memory://run.zip"
 
 
@@ -115,17 +116,17 @@ def packed(tmp_path: Path) -> Path:
     return tmp_path / "run.zip"
 
 
-def test_fsspec_reads_every_other_address(packed: Path) -> None:
+def test_a_store_in_memory(packed: Path) -> None:
     trace = open_trace(_in_memory(packed.read_bytes()))
     np.testing.assert_array_equal(trace.images["generated"], open_trace(packed).images["generated"])
-    assert verify("memory://run.zip").findings == verify(packed).findings
+    assert verify("memory://run.zip").issues == verify(packed).issues
 
 
 def test_deflated_entries_are_read(packed: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(packed) as old, zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    assert verify(_in_memory((tmp_path / "z.zip").read_bytes())).sound
+    assert verify(_in_memory((tmp_path / "z.zip").read_bytes())).valid
 
 
 @pytest.mark.parametrize("content", [b"", b"?", b"PK\x05\x06" + b"\xff" * 18])
@@ -162,7 +163,7 @@ def test_a_newer_major_version_is_refused_and_a_minor_one_read(packed: Path, tmp
             for address in [*here, *at_server]:
                 if version == "1.7":
                     assert open_trace(address).manifest.version == "1.7"
-                    assert verify(address).sound
+                    assert verify(address).valid
                     continue
                 with pytest.raises(TraceVersionError, match=r"version 2\.0 .* reads up to 1\.0: upgrade attrace"):
                     open_trace(address)

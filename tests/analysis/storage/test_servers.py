@@ -79,7 +79,7 @@ def test_a_trace_reads_as_on_disk(runs: Path, server: str) -> None:
     for name in ("runs/0.zarr", "packed.zip"):
         trace = open_trace(f"{server}/bucket/{name}")
         np.testing.assert_array_equal(ulam(trace), expected)
-        assert verify(f"{server}/bucket/{name}").findings == ()
+        assert verify(f"{server}/bucket/{name}").issues == ()
     with pytest.raises(TraceNotFoundError):
         open_trace(f"{server}/bucket/none.zarr")
 

@@ -85,4 +85,4 @@ def test_a_row_of_it_and_its_text(path: Path) -> None:
 
 def test_it_is_sound_and_its_content_is_known(path: Path) -> None:
     report = verify(path)
-    assert (report.findings, report.status, report.content_id) == ((), "interrupted", CONTENT)
+    assert (report.issues, report.status, report.content_id) == ((), "interrupted", CONTENT)

@@ -108,16 +108,9 @@ class TestOpening:
         assert open_trace(zarr.storage.LocalStore(made.path, read_only=True)).steps == 4
         assert open_trace(f"file://{made.path}").steps == 4
 
-    def test_an_address_read_by_fsspec(self, made: MadeTrace) -> None:
-        import fsspec
-
-        memory = fsspec.filesystem("memory")
-        memory.put(str(made.path), "/run.zarr", recursive=True)
-        try:
-            remote = open_trace("memory://run.zarr")
-            np.testing.assert_array_equal(remote.images["generated"], PICTURE)
-        finally:
-            memory.rm("/run.zarr", recursive=True)
+    def test_an_address(self, made: MadeTrace, memory: Any) -> None:
+        remote = open_trace(memory.put(made.path, "memory://run.zarr"))
+        np.testing.assert_array_equal(remote.images["generated"], PICTURE)
 
     def test_a_client_that_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import sys
@@ -396,7 +389,7 @@ class TestSelections:
 
 def test_images_of_a_store_that_cannot_list(made: MadeTrace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zarr.storage.LocalStore, "supports_listing", False)
-    root = zarr.open_group(made.path, mode="r", use_consolidated=False)
+    root = zarr.open_group(zarr.storage.LocalStore(made.path), mode="r", use_consolidated=False)
     trace = open_trace(made.path)
     assert trace.stored.root.metadata.consolidated_metadata is not None
     assert root.metadata.consolidated_metadata is None

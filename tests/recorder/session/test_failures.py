@@ -406,4 +406,4 @@ def test_killed_process_leaves_every_finished_step(tmp_path: Path) -> None:
         for site, scores in read_scores(path).items():  # zarr checks the checksum of every chunk that it reads
             np.testing.assert_array_equal(scores, truth[site][: len(done)])
         assert repair(path) == len(done)
-        assert verify(path).findings == ()
+        assert verify(path).issues == ()

@@ -218,7 +218,7 @@ class TestTwoRecordersOnOnePath:
         for error, code in ended:
             assert code == 0 or re.search(r"TraceExistsError: .*run\.zarr (exists|is being written)", error), error
         report = verify(path)
-        assert (report.findings, report.status, report.steps) == ((), "complete", 3)
+        assert (report.issues, report.status, report.steps) == ((), "complete", 3)
 
     def test_the_one_that_was_replaced_stops(self, tmp_path: Path) -> None:
         first = new_store(tmp_path / "run.zarr")
@@ -261,7 +261,7 @@ def test_a_crash_while_closing_costs_no_finished_step(
     with pytest.raises(RuntimeError, match="killed"):
         store.close("complete")
     report = verify(tmp_path / "run.zarr")
-    assert (report.sound, report.status, report.steps) == (True, "recording", 2)
+    assert (report.valid, report.status, report.steps) == (True, "recording", 2)
     scores = open_trace(tmp_path / "run.zarr").scores[one.group]["scores"]
     assert scores.mean(("head", "query", "key")).values == pytest.approx(np.array([[0, 0], [8 * one.scale] * 2]))
 
