@@ -9,6 +9,8 @@ from pathlib import Path
 def is_address(where: str | os.PathLike[str]) -> bool:
     """Whether something lies on a server; `file://` is this machine.
 
+    Examples
+    --------
     >>> is_address("s3://bucket/run.zarr"), is_address("file:///run.zarr"), is_address("run.zarr")
     (True, False, False)
     """

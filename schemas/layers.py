@@ -16,6 +16,8 @@ def find_layers(label: str, known: Collection[str]) -> list[str]:
     SelectionError
         If the label is short for several paths.
 
+    Examples
+    --------
     >>> find_layers("up.2.0", ["down.0.attentions.1.attn2", "up.2.attentions.0.attn2"])
     ['up.2.attentions.0.attn2']
     """
@@ -33,6 +35,8 @@ def find_layers(label: str, known: Collection[str]) -> list[str]:
 def short_labels(paths: Sequence[str]) -> list[str]:
     """Labels of layers: their module paths without the words that all of them share, apart from the first word.
 
+    Examples
+    --------
     >>> short_labels(["down.0.attentions.1.attn2", "up.2.attentions.0.attn2"])
     ['down.0.1', 'up.2.0']
     """
@@ -43,6 +47,8 @@ def short_labels(paths: Sequence[str]) -> list[str]:
 def shared_words(paths: Sequence[str]) -> tuple[str, ...]:
     """Words that `short_labels` leaves out, in their order; none where a label could then name two of the paths.
 
+    Examples
+    --------
     >>> shared_words(["down.0.attentions.1.attn2", "up.2.attentions.0.attn2"])
     ('attentions', 'attn2')
     """

@@ -118,6 +118,8 @@ def plan_layout(
 def columns_for(count: int, *, aspect: float, strip: bool) -> int:
     """Panels in a row: all of a short strip, else a grid a little wider than high with few empty places.
 
+    Examples
+    --------
     >>> [columns_for(count, aspect=1.0, strip=False) for count in (2, 5, 9, 14, 17)]
     [2, 3, 3, 5, 6]
     """

@@ -60,6 +60,8 @@ def labels_along(heat: xr.DataArray, dim: str) -> list[str]:
 def wrapped(text: str, width: int) -> str:
     r"""Text in at most two lines of that many characters, broken after a dot or a space, its start cut off.
 
+    Examples
+    --------
     >>> wrapped("down_blocks.0.attentions.1", 16)
     'down_blocks.0.\nattentions.1'
     """
@@ -76,6 +78,8 @@ def wrapped(text: str, width: int) -> str:
 def counted(count: int, noun: str) -> str:
     """A number of things.
 
+    Examples
+    --------
     >>> counted(1, "layer"), counted(3, "layer")
     ('1 layer', '3 layers')
     """

@@ -126,6 +126,8 @@ def bounding_box(
 def iou(first: Box | tuple[int, int, int, int] | None, second: Box | tuple[int, int, int, int] | None) -> float:
     """Intersection over union of two boxes (top, left, bottom, right); 0 where one is None.
 
+    Examples
+    --------
     >>> iou((0, 0, 2, 2), (1, 0, 3, 2))
     0.3333333333333333
     """

@@ -50,6 +50,10 @@ class Trace(TraceSelection):
     A trace looks at one context (what the keys are) and one branch of classifier-free guidance at a time: the first
     present of reference, image-prompt, text and self, and `conditional`, unless `sel` chooses others. Traces are
     immutable; `sel` gives another one.
+
+    The methods `ulam`, `tlam`, `hlam`, `llam`, `sram`, `token_map`, `marginals`, `correspondence`, `plot` and
+    `precompute` are the functions of these names, and `score` is `score_trace`: `trace.ulam(size=(64, 64))` is
+    `ulam(trace, size=(64, 64))`.
     """
 
     @cached_property

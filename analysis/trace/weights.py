@@ -132,6 +132,8 @@ def coverage(mask: NDArray[np.float64], grid: tuple[int, int]) -> NDArray[np.flo
 def area_matrix(length: int, cells: int) -> NDArray[np.float64]:
     """Share of each pixel in each cell, when `length` pixels are laid over `cells` cells: (cell, pixel), rows sum to 1.
 
+    Examples
+    --------
     >>> area_matrix(3, 2)
     array([[0.66666667, 0.33333333, 0.        ],
            [0.        , 0.33333333, 0.66666667]])

@@ -36,6 +36,8 @@ def print_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> 
 def bytes_text(size: float) -> str:
     """A number of bytes in decimal units.
 
+    Examples
+    --------
     >>> bytes_text(999), bytes_text(1_234_567)
     ('999 B', '1.23 MB')
     """

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support.pages import ROOT
 
+import attrace
+
 pytest.importorskip("mkdocs")
 
 
@@ -50,6 +52,24 @@ def test_the_readme_and_what_pages_link_to_are_there(site: Path) -> None:
     assert 'href="start.html"' in first
 
 
+@pytest.mark.parametrize("package", ["analysis", "recorder"])
+def test_every_room_has_its_page(package: str, site: Path) -> None:
+    rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert rooms == {page.stem.partition(".")[2] for page in (site / "api").glob(f"{package}.*.html")}
+    house = (site / "house.html").read_text(encoding="utf-8")
+    assert [room for room in rooms if f'href="api/{package}.{room}.html"' not in house] == []
+
+
+def test_every_public_name_leads_to_its_docstring(site: Path) -> None:
+    page = (site / "api/attrace.html").read_text(encoding="utf-8")
+    named = set(dir(attrace)) - {"analysis", "recorder", "schemas"}
+    links = dict(re.findall(r'href="([\w.]+\.html#attrace\.[\w.]+?\.(\w+))"', page))
+    assert set(links.values()) >= named
+    for link in links:
+        file, _, anchor = link.partition("#")
+        assert f'id="{anchor}"' in (site / "api" / file).read_text(encoding="utf-8"), link
+
+
 @pytest.mark.parametrize(
     "link", ["[a page](nowhere.md)", "[a file](../examples/nowhere.py)", "[a heading](other.md#nowhere)"]
 )
@@ -59,7 +79,8 @@ def test_a_link_to_nothing_fails(link: str, tmp_path: Path) -> None:
     assert nav
     (tmp_path / "mkdocs.yml").write_text(settings.replace(nav[0], ""), encoding="utf-8")
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs/hooks.py").write_bytes((ROOT / "docs/hooks.py").read_bytes())
+    for hook in ("hooks.py", "api_pages.py"):
+        (tmp_path / "docs" / hook).write_bytes((ROOT / "docs" / hook).read_bytes())
     (tmp_path / "docs/other.md").write_text("# Other\n", encoding="utf-8")
     (tmp_path / "README.md").write_text("# Home\n\n[other](docs/other.md)\n", encoding="utf-8")
     assert build(tmp_path, tmp_path / "site").returncode == 0
