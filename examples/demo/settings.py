@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from attrace.demo.data import SIZE
 from attrace.demo.joint import build_joint_pipeline
@@ -18,9 +18,9 @@ Variant = Literal["plain", "no-positions", "coarse", "supervised"]
 class Settings:
     """What a training run depends on, beside the samples."""
 
-    steps: int
+    steps: int = 3500
     """Optimiser steps in all."""
-    decay_steps: int
+    decay_steps: int = 1200
     """The last steps, over which the learning rate falls to zero."""
     model: Model = "unet"
     """Which network."""
@@ -83,24 +83,30 @@ class Settings:
         return self.batch * self.size_at(0) ** 2 // self.size_at(step) ** 2
 
 
-PRESETS: Final[dict[str, dict[str, Any]]] = {
-    "bundled": {},
-    "unet": {
-        "size": 128,
-        "channels": (96, 128),
-        "frequencies": 5,
-        "learning_rate": 1.5e-3,
-        "drop_reference": 0.1,
-        "edge_weight": 0.25,
-    },
-    "joint": {
-        "model": "joint",
-        "size": 128,
-        "frequencies": 5,
-        "learning_rate": 1.2e-3,
-        "warmup_steps": 100,
-        "drop_reference": 0.1,
-        "edge_weight": 0.25,
-    },
+MODELS: Final = {
+    "bundled": Settings(),
+    "unet": Settings(
+        steps=4400,
+        decay_steps=1000,
+        size=128,
+        coarse_steps=3400,
+        learning_rate=1.5e-3,
+        drop_reference=0.1,
+        edge_weight=0.25,
+        channels=(96, 128),
+        frequencies=5,
+    ),
+    "joint": Settings(
+        steps=3600,
+        decay_steps=1000,
+        model="joint",
+        size=128,
+        coarse_steps=2600,
+        warmup_steps=100,
+        learning_rate=1.2e-3,
+        drop_reference=0.1,
+        edge_weight=0.25,
+        frequencies=5,
+    ),
 }
-"""By name, the settings in which a model differs from the bundled one."""
+"""The settings of each model, by its name."""

@@ -16,8 +16,9 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import torch
@@ -28,7 +29,7 @@ from attrace.demo.data import SampleMaker, Samples
 from attrace.demo.model import PATCH, scene_condition
 from attrace.demo.objects import Objects
 from attrace.demo.pipeline import InpaintPipeline
-from attrace.demo.settings import PRESETS, Settings, Variant
+from attrace.demo.settings import MODELS, Settings, Variant
 from attrace.demo.supervision import AttentionSupervision, supervised_layers
 
 PHOTOGRAPHS = ("astronaut", "rocket", "hubble_deep_field", "brick", "grass", "gravel")
@@ -36,6 +37,9 @@ PHOTOGRAPHS = ("astronaut", "rocket", "hubble_deep_field", "brick", "grass", "gr
 
 HELD_OUT_PHOTOGRAPHS = ("chelsea", "coffee")
 """Public-domain pictures of scikit-image that are never seen in training."""
+
+LONGEST_UNSAVED = 600.0
+"""Seconds of training after which all is saved, whatever the step."""
 
 
 def load_photographs(names: Sequence[str]) -> list[Tensor]:
@@ -184,14 +188,14 @@ def held_out_samples(count: int, seed: int, size: int, objects: Objects | None =
 
 @click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("output", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--model", type=click.Choice(list(PRESETS)), default="bundled", help="Which settings.")
-@click.option("--steps", default=3500, help="Optimiser steps in all.")
-@click.option("--decay-steps", default=1200, help="Last steps, over which the learning rate falls to zero.")
-@click.option("--coarse-steps", default=0, help="First steps, on pictures of half the size.")
+@click.option("--model", type=click.Choice(list(MODELS)), default="bundled", help="Whose settings.")
+@click.option("--steps", type=int, help="Optimiser steps in all, if not the model's own.")
+@click.option("--decay-steps", type=int, help="Last steps, over which the learning rate falls to zero.")
+@click.option("--coarse-steps", type=int, help="First steps, on pictures of half the size.")
+@click.option("--variant", type=click.Choice(get_args(Variant)), help="A variant of the bundled model.")
 @click.option("--objects", type=click.Path(exists=True, path_type=Path), help="Of `attrace.demo.objects`.")
 @click.option("--seed", default=1, help="Of weights, samples and noise.")
-@click.option("--save-every", default=500, help="Steps between two saves.")
-@click.option("--variant", type=click.Choice(get_args(Variant)), default="plain", help="Which model.")
+@click.option("--save-every", default=500, help="Steps between two saves; ten minutes are the most.")
 @click.option("--keep", is_flag=True, help="Keep the pipeline of every save, as OUTPUT/steps/STEP.")
 @click.option("--resume", is_flag=True, help="Continue the run that is in OUTPUT.")
 @click.option(
@@ -200,19 +204,16 @@ def held_out_samples(count: int, seed: int, size: int, objects: Objects | None =
 def main(
     output: Path,
     model: str,
-    steps: int,
-    decay_steps: int,
-    coarse_steps: int,
     objects: Path | None,
     seed: int,
     save_every: int,
-    variant: Variant,
     keep: bool,
     resume: bool,
     compiled: bool,
+    **changed: Any,
 ) -> None:
     """Train, log and save."""
-    settings = Settings(steps, decay_steps, coarse_steps=coarse_steps, variant=variant, **PRESETS[model])
+    settings = replace(MODELS[model], **{name: value for name, value in changed.items() if value is not None})
     shown = Objects.load(objects) if objects else None
     trainer = Trainer(settings, seed, objects=shown, compiled=compiled)
     validation = {
@@ -221,11 +222,13 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     if resume:
         trainer.resume(output)
-    start, losses = time.monotonic(), []
+    start = saved = time.monotonic()
+    losses = []
     with (output / "log.jsonl").open("a" if resume else "w") as log:
-        while trainer.step < steps:
+        while trainer.step < settings.steps:
             losses.append(trainer.train_step())
-            if trainer.step % 100 == 0 or trainer.step == steps:
+            done = trainer.step == settings.steps
+            if trainer.step % 100 == 0 or done:
                 row = {
                     "step": trainer.step,
                     "loss": sum(losses) / len(losses),
@@ -236,8 +239,10 @@ def main(
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 click.echo(json.dumps(row), err=True)
-            if trainer.step % save_every == 0 or trainer.step == steps:
-                trainer.save(output, also=output / "steps" / f"{trainer.step:05d}" if keep else None)
+            due = done or trainer.step % save_every == 0
+            if due or time.monotonic() - saved > LONGEST_UNSAVED:
+                trainer.save(output, also=output / "steps" / f"{trainer.step:05d}" if keep and due else None)
+                saved = time.monotonic()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
@@ -21,11 +22,16 @@ def test_a_joint_model_is_measured_beside_an_untrained_one_of_its_shape(tmp_path
     pictures = np.full((2, 16, 16, 4), 255, np.uint8)
     Objects(pictures, ["bulb", "burger"], ["Objects", "Food & Drink"]).save(tmp_path / "objects.npz")
     options = ["--weights", str(tmp_path / "pipeline"), "--objects", str(tmp_path / "objects.npz")]
-    run = CliRunner().invoke(evaluate.main, [*options, "--samples", "2", "--steps", "1", "--guidance", "2", "--json"])
+    options += ["--samples", "2", "--steps", "1", "--guidance", "2", "--ablate", "--json"]
+    run = CliRunner().invoke(evaluate.main, [*options, "--pictures", str(tmp_path / "sheet.png")])
     assert run.exit_code == 0, run.output
     measured = json.loads(run.stdout)
     layers = {"transformer_blocks.0.attn", "single_transformer_blocks.0.attn"}
     assert measured["trained"]["sram_error"].keys() == measured["untrained"]["sram_error"].keys() == layers
+    assert measured["ablation"].keys() == layers
+    assert all(measured["ablation"].values())
+    with PIL.Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (2 * 64, 4 * 64)
     assert measured["trained"]["psnr"] != measured["untrained"]["psnr"]
     assert measured["trained"]["object_area"] == pytest.approx(1)  # the white square that is held out
 

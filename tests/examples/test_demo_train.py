@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from attrace.demo.data import SampleMaker, Samples
 from attrace.demo.objects import Objects
 from attrace.demo.pipeline import InpaintPipeline, ReferenceInpaintPipeline
 from attrace.demo.run import load_pipeline
-from attrace.demo.settings import PRESETS, Settings
+from attrace.demo.settings import MODELS, Settings
 from attrace.demo.supervision import AttentionSupervision, true_tokens
 
 train = pytest.importorskip("attrace.demo.train")
@@ -31,12 +32,20 @@ def test_training_saves_a_pipeline_and_can_be_continued(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [2, 3]
 
 
+def test_a_slow_run_is_saved_between_its_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    monkeypatch.setattr(train.Trainer, "save", lambda trainer, *_, also: saved.append((trainer.step, also)))
+    monkeypatch.setattr(train, "LONGEST_UNSAVED", 0.0)
+    run = CliRunner().invoke(train.main, [str(tmp_path), "--steps", "3", "--save-every", "2", "--keep"])
+    assert run.exit_code == 0, run.output
+    assert saved == [(1, None), (2, tmp_path / "steps/00002"), (3, tmp_path / "steps/00003")]
+
+
 @pytest.mark.parametrize("model", ["unet", "joint"])
 def test_larger_models_train_on_small_pictures_first(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = {"channels": (32, 32), "size": 64, "batch": 4}
-    monkeypatch.setitem(PRESETS, model, PRESETS[model] | small)
+    monkeypatch.setitem(MODELS, model, replace(MODELS[model], channels=(32, 32), size=64, batch=4))
     pictures = np.zeros((2, 8, 8, 4), np.uint8)
     pictures[:, 2:6, 2:6] = 255
     Objects(pictures, ["bulb", "burger"], ["Objects", "Food & Drink"]).save(tmp_path / "objects.npz")
