@@ -1,13 +1,13 @@
-"""Copying a trace, or a part of it, into one zip file: chunks that stay the same are copied as bytes."""
+"""Copy a trace, or what is selected of it, into one zip file: chunks that stay the same are copied as bytes."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn, get_args
 
 import zarr
 import zarr.codecs
@@ -17,30 +17,22 @@ from zarr.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from attrace.analysis.sharing.archive import ZipWriter, zip_writer
-from attrace.analysis.sharing.array_copy import (
-    NOWHERE,
+from attrace.analysis.sharing.copy_plan import (
     READ_FIRST,
     ArrayCopy,
     ChunkIndex,
+    Part,
+    array_copies,
     compressor_named,
-    copied_arrays,
-    kept_members,
+    region_of,
 )
-from attrace.analysis.sharing.cut import Cut, cut_of, manifest_of_copy
-from attrace.analysis.storage.store import StoredTrace, format_errors, open_store
-from attrace.analysis.trace.selection import Layers, Numbers
-from attrace.analysis.trace.trace import Trace
-from attrace.schemas import InputError, Manifest
-from attrace.schemas.layout import (
-    DERIVED,
-    DERIVED_STEPS,
-    MANIFEST_ATTRIBUTE,
-)
+from attrace.analysis.storage.store import format_errors
+from attrace.analysis.trace.trace import Trace, open_trace
+from attrace.schemas import InputError, Manifest, TraceFormatError
+from attrace.schemas.layout import DERIVED, DERIVED_STEPS, MANIFEST_ATTRIBUTE
 
-Part = Literal["images", "prompts", "arguments"]
+Without = Literal["images", "prompts", "arguments"]
 """What a packed trace can do without."""
-
-PARTS: Final[tuple[Part, ...]] = ("images", "prompts", "arguments")
 
 _DOCUMENT: Final = "zarr.json"
 
@@ -52,9 +44,7 @@ def pack(
     trace: Trace | str | Path,
     target: str | Path,
     *,
-    without: Collection[Part] = (),
-    layers: Layers = None,
-    steps: Numbers = None,
+    without: Collection[Without] = (),
     only_derived: bool = False,
     codec: str | None = None,
     licence: str | None = None,
@@ -62,7 +52,7 @@ def pack(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Pack a trace into one zip file, which every reader opens as it is; written beside its place and moved there.
+    """Pack a trace into one zip file, which every reader opens as it is; written beside it and moved there.
 
     Packing the same trace in the same way gives the same bytes. What is left out stands in the manifest (`omitted`),
     and the copy then has an `id` of its own.
@@ -70,17 +60,14 @@ def pack(
     Parameters
     ----------
     trace
-        The trace, or where it lies. Every context and branch is packed, whatever is selected.
+        The trace, or its path. Of a trace what is selected is packed: layers and steps of every context and branch,
+        or of those that `sel` chose.
     target
         The file to write; its name must end in `.zip`.
     without
         Leave out `images`, `prompts` (those among the call arguments, and the texts of tokens), or `arguments`.
-    layers
-        Keep these: module paths or globs such as `up_blocks.*`; None for all.
-    steps
-        Keep these: call numbers, or a slice of them with both ends included; None for all finished steps.
     only_derived
-        Keep only the marginals that `precompute` made: every map of all queries and the default keys can be drawn from
+        Copy only the marginals that `precompute` made: every map of all queries and the default keys can be drawn from
         them, but no score is there.
     codec
         Compress every chunk anew: `auto` as the recorder does by default, `zstd-1` to `zstd-22`, or `none`; None leaves
@@ -102,74 +89,68 @@ def pack(
     Raises
     ------
     InputError
-        If an option is none of the above, or `only_derived` asks for what was not computed.
-    SelectionError
-        If a layer or step is not in the trace.
+        If an option is none of the above, `only_derived` asks for what was not computed, or heads or a picture are
+        selected.
+    TraceFormatError
+        If the trace is damaged or lacks a chunk; nothing is written then.
     TraceExistsError
         If something is there that must not be replaced.
     """
-    stored = trace.stored if isinstance(trace, Trace) else open_store(trace)
-    unknown = set(without) - set(PARTS)
+    unknown = set(without) - set(get_args(Without))
     if unknown:
-        raise InputError(f"expected parts to leave out among {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
-    cut = cut_of(stored, layers, steps, frozenset(without), only_derived=only_derived)
-    manifest = manifest_of_copy(stored.manifest, cut, licence=licence, citation=citation)
+        raise InputError(
+            f"expected parts to leave out among {', '.join(get_args(Without))}, found {', '.join(sorted(unknown))}"
+        )
+    trace = trace if isinstance(trace, Trace) else open_trace(trace)
+    part = Part.of(trace, frozenset(without), only_derived=only_derived)
+    manifest = part.manifest(licence, citation)
     if codec is not None:
         compressor_named(codec, "float32", ())  # refuses an unknown one before anything is read
     target = Path(target)
-    damaged = format_errors(f"trace {stored.path} cannot be packed, it is damaged (attrace verify lists what is wrong)")
+    damaged = format_errors(f"trace {trace.path} cannot be packed, it is damaged (attrace verify lists what is wrong)")
     with damaged, zip_writer(target, overwrite=overwrite) as archive:
-        arrays = list(copied_arrays(stored, cut, codec))
-        _write(archive, stored, cut, manifest, arrays, progress)
+        _write(archive, part, manifest, array_copies(part, codec), progress)
     return target
 
 
 def _write(
-    archive: ZipWriter,
-    stored: StoredTrace,
-    cut: Cut,
-    manifest: Manifest,
-    arrays: list[ArrayCopy],
-    progress: Progress | None,
+    archive: ZipWriter, part: Part, manifest: Manifest, copies: list[ArrayCopy], progress: Progress | None
 ) -> None:
     """Write the chunks and the metadata: those that opening a trace reads at the end."""
-    described = _described(stored, cut, manifest, arrays)
-    done = itertools.count(1)
-    total = sum(copy.count() for copy in arrays)
+    metadata = _metadata(part, manifest, copies)
+    indices = {copy.path: copy.indices() for copy in copies}
+    done, total = itertools.count(1), sum(map(len, indices.values()))
 
-    def write_chunks(copy: ArrayCopy) -> None:
-        for index in copy.indices():
-            content = _content(copy, index, described)
-            if content is not None:
-                archive.write(_key(copy, index), content)
-            if progress is not None:
-                progress(next(done), total)
+    def write_chunks(chosen: Iterable[ArrayCopy]) -> None:
+        for copy in chosen:
+            for index in indices[copy.path]:
+                content = _content(copy, index, metadata)
+                if content is not None:
+                    archive.write(_key(copy, index), content)
+                if progress is not None:
+                    progress(next(done), total)
 
-    for copy in arrays:
-        if copy.path not in READ_FIRST:
-            write_chunks(copy)
-    *documents, root = sorted(_documents(described), key=lambda name: (name == _DOCUMENT, name))
+    write_chunks(copy for copy in copies if copy.path not in READ_FIRST)
+    *documents, root = sorted(_documents(metadata), key=lambda name: (name == _DOCUMENT, name))
     for name in documents:
-        archive.write(name, _get(described, name) or b"")
-    for copy in arrays:
-        if copy.path in READ_FIRST:
-            write_chunks(copy)
-    archive.write(root, _get(described, root) or b"")
+        archive.write(name, _get(metadata, name) or b"")
+    write_chunks(copy for copy in copies if copy.path in READ_FIRST)
+    archive.write(root, _get(metadata, root) or b"")
 
 
-def _described(stored: StoredTrace, cut: Cut, manifest: Manifest, arrays: list[ArrayCopy]) -> Store:
+def _metadata(part: Part, manifest: Manifest, copies: list[ArrayCopy]) -> Store:
     """The copy in memory: its metadata, consolidated, and no chunk."""
-    attributes = {"": dict(stored.root.attrs) | {MANIFEST_ATTRIBUTE: manifest.to_json()}}
-    for path, member in kept_members(stored, cut):
+    attributes = {"": dict(part.stored.root.attrs) | {MANIFEST_ATTRIBUTE: manifest.to_json()}}
+    for path, member in part.members():
         if isinstance(member, zarr.Group):
             attributes[path] = dict(member.attrs)
             if path.endswith(f"/{DERIVED}"):
-                attributes[path][DERIVED_STEPS] = len(cut.steps)
+                attributes[path][DERIVED_STEPS] = len(part.steps)
     documents: dict[str, dict[str, Any]] = {
         path: {"zarr_format": 3, "node_type": "group", "attributes": described}
         for path, described in attributes.items()
     }
-    documents |= {copy.path: copy.metadata for copy in arrays}
+    documents |= {copy.path: copy.metadata for copy in copies}
     store = zarr.storage.MemoryStore()
     for path, document in documents.items():
         content = default_buffer_prototype().buffer.from_bytes(json.dumps(document).encode())
@@ -180,18 +161,32 @@ def _described(stored: StoredTrace, cut: Cut, manifest: Manifest, arrays: list[A
     return store
 
 
-def _content(copy: ArrayCopy, index: ChunkIndex, described: Store) -> bytes | None:
-    """The bytes of a chunk of the copy; None where nothing is stored."""
-    source = copy.chunk_of_source(index)
+def _content(copy: ArrayCopy, index: ChunkIndex, metadata: Store) -> bytes | None:
+    """The bytes of a chunk of the copy; None where the source has none and need not."""
+    source, store = copy.chunk_of_source(index), copy.source.array.store
     if source is not None:
-        content = None if source == NOWHERE else _get(copy.source.array.store, _key(copy, source))
-        if content is None or copy.same_codecs:
+        content = _get(store, _key(copy, source))
+        if content is None:
+            return _refuse_lost(copy, source) if copy.required else None
+        if copy.same_codecs:
             return content
-    target = zarr.open_array(described, path=copy.path, mode="r+", config={"write_empty_chunks": True})
-    target[copy.place(index)] = copy.values_of(index) if source is None else copy.source[copy.place(source)]
-    content = _get(described, _key(copy, index))
-    sync(described.delete(_key(copy, index)))
+    elif copy.required:
+        lost = next((one for one in copy.chunks_around(index) if not sync(store.exists(_key(copy, one)))), None)
+        if lost is not None:
+            _refuse_lost(copy, lost)
+    target = zarr.open_array(metadata, path=copy.path, mode="r+", config={"write_empty_chunks": True})
+    target[region_of(index, copy.chunks)] = copy.values_of(index)
+    content = _get(metadata, _key(copy, index))
+    sync(metadata.delete(_key(copy, index)))
     return content
+
+
+def _refuse_lost(copy: ArrayCopy, index: ChunkIndex) -> NoReturn:
+    chunk = copy.source.array.metadata.encode_chunk_key(index)
+    raise TraceFormatError(
+        f"trace {copy.source.trace_path}: array {copy.path!r} lacks its chunk {chunk}: it was not copied whole, or the "
+        "file was lost; copy the trace again, or leave out the step or layer"
+    )
 
 
 def _key(copy: ArrayCopy, index: ChunkIndex) -> str:

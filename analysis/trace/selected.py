@@ -65,6 +65,8 @@ class TraceSelection:
     """Numbers of the selected heads; None for all."""
     picture: int | None = None
     """Which picture is looked at, where the keys hold several; None for all of them."""
+    narrowed: bool = False
+    """Whether the context or branch was chosen, and is not what is looked at first."""
 
     @property
     def path(self) -> str:
@@ -212,11 +214,11 @@ class TraceSelection:
         branches = branches_of(self.manifest, context)
         branch = self.branch if self.branch in branches else branches[0]
         picture = self.picture if context == self.context else None
-        return self._checked(replace(self, context=context, branch=branch, picture=picture))
+        return self._checked(replace(self, context=context, branch=branch, picture=picture, narrowed=True))
 
     def _with_branch(self, branch: str) -> Self:
         require_label(branch, self.branches, "branch", self.path)
-        return self._checked(replace(self, branch=branch))
+        return self._checked(replace(self, branch=branch, narrowed=True))
 
     def _checked(self, trace: Self) -> Self:
         if not trace.classes:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attrace.cli.shared.options import (
+    CONTEXTS,
     LocalPath,
     citation_option,
     comma_list,
     examples,
     licence_option,
     overwrite_option,
+    select,
     step_range,
     text_or_file,
     trace_argument,
@@ -21,7 +23,7 @@ from attrace.cli.shared.options import (
 from attrace.cli.shared.output import bytes_text, check_output, chunk_progress, say
 
 if TYPE_CHECKING:
-    from attrace.analysis.sharing.pack import Part
+    from attrace.analysis.sharing.pack import Without
 
 
 @click.command(
@@ -34,9 +36,11 @@ if TYPE_CHECKING:
 @trace_argument
 @click.argument("packed", type=LocalPath("pack to a file here, then attrace push it"), metavar="PACKED")
 @click.option("--without", type=comma_list, metavar="PART,...", help="Leave out images, prompts or arguments.")
-@click.option("--layers", multiple=True, metavar="GLOB", help="Keep these layers, by module path; may be repeated.")
-@click.option("--steps", type=step_range, metavar="FIRST:LAST", help="Keep these steps, both ends included.")
-@click.option("--only", type=click.Choice(("derived",)), help="Keep only the maps that attrace precompute made.")
+@click.option("--layers", multiple=True, metavar="GLOB", help="Layers by module path; may be repeated.")
+@click.option("--steps", type=step_range, metavar="FIRST:LAST", help="Steps, both ends included.")
+@click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are; all by default.")
+@click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance; all by default.")
+@click.option("--only", type=click.Choice(("derived",)), help="Pack only the maps that attrace precompute made.")
 @click.option(
     "--codec", metavar="NAME", help="Compress anew: auto, as recorded by default; zstd-1 to zstd-22; or none."
 )
@@ -46,8 +50,11 @@ if TYPE_CHECKING:
 def pack(
     trace: str,
     packed: Path,
-    without: tuple[Part, ...] | None,
+    without: tuple[Without, ...] | None,
     layers: tuple[str, ...],
+    steps: int | slice | None,
+    context: str | None,
+    branch: str | None,
     only: str | None,
     citation: str | None,
     **options: Any,
@@ -60,12 +67,12 @@ def pack(
     from attrace.analysis import pack as pack_trace
 
     check_output(packed, overwrite=options["overwrite"])
+    chosen = select(trace, layers=layers, heads=(), steps=steps, context=context, branch=branch, picture=None)
     with chunk_progress("packing") as progress:
         pack_trace(
-            trace,
+            chosen,
             packed,
             without=without or (),
-            layers=layers or None,
             only_derived=only is not None,
             citation=text_or_file(citation),
             progress=progress,

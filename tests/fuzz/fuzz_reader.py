@@ -153,7 +153,9 @@ def use(path: Path) -> None:
         lambda: verify(path),
         lambda: list(diff(path, path)),
         lambda: pack(path, path.with_name("packed.zip"), overwrite=True),
-        lambda: pack(path, path.with_name("recoded.zip"), codec="none", steps=slice(0, 0), overwrite=True),
+        lambda: pack(
+            open_trace(path).sel(time=slice(0, 0)), path.with_name("recoded.zip"), codec="none", overwrite=True
+        ),
         lambda: repair(path),
     ]
     if path.is_file():

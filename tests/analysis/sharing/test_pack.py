@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -19,10 +20,8 @@ from support.traces import MadeTrace, make_trace, site_class
 from attrace.analysis import Trace, open_trace, pack, precompute, sram, ulam, unpack
 from attrace.analysis.integrity.verify import verify
 from attrace.schemas import (
-    AttraceError,
     InputError,
     KeySegment,
-    SelectionError,
     TraceExistsError,
     TraceFormatError,
     TraceNotFoundError,
@@ -113,7 +112,9 @@ class TestWhole:
         group = zarr.open_group(path, mode="r+", use_consolidated=False)
         group.attrs["other"] = {"mine": 1}
         group.create_array("notes/loss", data=np.arange(3.0), dimension_names=("time",))
-        packed = zarr.open_group(zarr.storage.ZipStore(pack(path, tmp_path / "run.zip", steps=[0, 2])), mode="r")
+        packed = zarr.open_group(
+            zarr.storage.ZipStore(pack(open_trace(path).sel(time=[0, 2]), tmp_path / "run.zip")), mode="r"
+        )
         assert packed.attrs["other"] == {"mine": 1}
         assert np.asarray(packed["notes/loss"]).tolist() == [0, 2]
 
@@ -148,8 +149,8 @@ class TestParts:
         assert trace.manifest.call_arguments == {}
         assert trace.manifest.classes[1].tokens == ("a", "red", "cat")
 
-    def test_layers_are_kept(self, made: MadeTrace, tmp_path: Path) -> None:
-        packed = pack(made.path, tmp_path / "run.zip", layers="*m*.attn2")
+    def test_layers_are_selected(self, made: MadeTrace, tmp_path: Path) -> None:
+        packed = pack(open_trace(made.path).sel(layer="*m*.attn2"), tmp_path / "run.zip")
         trace = _sound(packed)
         assert trace.layers == ("mid.attn2",)
         assert [one.group for one in trace.manifest.classes] == [FACTORS.group]
@@ -163,8 +164,8 @@ class TestParts:
         assert _keys(packed)[chunk % 0] == (made.path / (chunk % 1)).read_bytes()
 
     @pytest.mark.parametrize("steps", [slice(2, 4), [1, 5], 3])
-    def test_steps_are_kept_with_their_keys(self, made: MadeTrace, tmp_path: Path, steps: Any) -> None:
-        trace = _sound(pack(made.path, tmp_path / "run.zip", steps=steps))
+    def test_steps_are_selected_with_their_keys(self, made: MadeTrace, tmp_path: Path, steps: Any) -> None:
+        trace = _sound(pack(open_trace(made.path).sel(time=steps), tmp_path / "run.zip"))
         whole = open_trace(made.path).sel(time=steps)
         assert trace.time.tolist() == whole.time.tolist()
         assert trace.timesteps.tolist() == whole.timesteps.tolist()
@@ -174,14 +175,17 @@ class TestParts:
         assert trace.manifest.omitted is not None
         assert trace.manifest.omitted.steps == 6 - trace.steps
 
-    def test_a_key_is_kept_once(self, made: MadeTrace, tmp_path: Path) -> None:
-        names = _keys(pack(made.path, tmp_path / "run.zip", steps=slice(2, 4), layers="mid*"))
+    def test_a_key_is_stored_once(self, made: MadeTrace, tmp_path: Path) -> None:
+        part = open_trace(made.path).sel(time=slice(2, 4), layer="mid*")
+        names = _keys(pack(part, tmp_path / "run.zip"))
         kept = [name for name in names if "/key/c/" in name]
         static = not (made.path / FACTORS.group / "key/c/1").exists()
         assert len(kept) == (1 if static else 3)
 
     def test_maps_alone(self, made: MadeTrace, tmp_path: Path) -> None:
-        packed = pack(made.path, tmp_path / "run.zip", only_derived=True, steps=slice(1, 4), without=["images"])
+        packed = pack(
+            open_trace(made.path).sel(time=slice(1, 4)), tmp_path / "run.zip", only_derived=True, without=["images"]
+        )
         trace = _sound(packed)
         assert not any(f"/{name}/" in key for key in _keys(packed) for name in ("query", "key", "scores", "key_step"))
         np.testing.assert_array_equal(ulam(trace), ulam(open_trace(made.path).sel(time=slice(1, 4))))
@@ -202,8 +206,9 @@ class TestParts:
         assert not (tmp_path / "run.zip").exists()
 
     def test_leaving_out_adds_up(self, made: MadeTrace, tmp_path: Path) -> None:
-        first = pack(made.path, tmp_path / "first.zip", without=["images"], steps=slice(0, 3))
-        second = open_trace(pack(first, tmp_path / "second.zip", without=["prompts"], steps=slice(1, 3)))
+        first = pack(open_trace(made.path).sel(time=slice(0, 3)), tmp_path / "first.zip", without=["images"])
+        part = open_trace(first).sel(time=slice(1, 3))
+        second = open_trace(pack(part, tmp_path / "second.zip", without=["prompts"]))
         assert second.manifest.omitted is not None
         assert second.manifest.omitted.source == open_trace(made.path).manifest.id
         assert second.manifest.omitted.parts == ("images", "prompts")
@@ -240,24 +245,42 @@ class TestParts:
         assert (trace.manifest.licence, trace.manifest.citation) == ("CC-BY-4.0", "@misc{a,\n year={2026}}")
 
     @pytest.mark.parametrize(
-        ("options", "error"),
+        "options",
         [
-            ({"without": ["scores"]}, InputError),
-            ({"codec": "zstd"}, InputError),
-            ({"codec": "zstd-23"}, InputError),
-            ({"codec": "gzip"}, InputError),
-            ({"licence": "two\nlines"}, InputError),
-            ({"citation": "\x1b[2J"}, InputError),
-            ({"layers": "nowhere.*"}, SelectionError),
-            ({"steps": 6}, SelectionError),
+            {"without": ["scores"]},
+            {"codec": "zstd"},
+            {"codec": "zstd-23"},
+            {"codec": "gzip"},
+            {"licence": "two\nlines"},
+            {"citation": "\x1b[2J"},
         ],
     )
-    def test_what_cannot_be_done_is_refused(
-        self, made: MadeTrace, tmp_path: Path, options: dict[str, Any], error: type[AttraceError]
-    ) -> None:
-        with pytest.raises(error):
+    def test_what_cannot_be_done_is_refused(self, made: MadeTrace, tmp_path: Path, options: dict[str, Any]) -> None:
+        with pytest.raises(InputError):
             pack(made.path, tmp_path / "run.zip", **options)
         assert list(tmp_path.iterdir()) == []
+
+    def test_selected_heads_are_refused(self, made: MadeTrace, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="all heads and pictures"):
+            pack(open_trace(made.path).sel(head=0), tmp_path / "run.zip")
+
+    def test_a_chosen_context_comes_alone(self, made: MadeTrace, tmp_path: Path) -> None:
+        trace = _sound(pack(open_trace(made.path).sel(context="text"), tmp_path / "run.zip"))
+        assert [one.group for one in trace.manifest.classes] == [SCORES.group]
+        assert trace.manifest.omitted is not None
+        assert trace.manifest.omitted.layers == 3
+
+    @pytest.mark.parametrize("codec", [None, "none"])
+    @pytest.mark.parametrize(
+        "lost", ["query/c/3/1/0/0/0", "key/c/0/2/0/0/0", "key_step/c/0/0", "derived/r2g/c/0/1/0/0"]
+    )
+    def test_a_lost_chunk_is_named(self, made: MadeTrace, tmp_path: Path, lost: str, codec: str | None) -> None:
+        shutil.copytree(made.path, tmp_path / "run.zarr")
+        (tmp_path / "run.zarr" / FACTORS.group / lost).unlink()
+        name, _, chunk = lost.partition("/c/")
+        with pytest.raises(TraceFormatError, match=f"array '{FACTORS.group}/{name}' lacks its chunk c/{chunk}"):
+            pack(tmp_path / "run.zarr", tmp_path / "run.zip", codec=codec)
+        assert not (tmp_path / "run.zip").exists()
 
 
 class TestWriting:

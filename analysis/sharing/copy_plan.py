@@ -1,0 +1,334 @@
+"""Plan of a copy: which part of a trace it holds, the manifest that says so, and the chunks of its arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import zarr
+import zarr.codecs
+from numpy.typing import NDArray
+
+from attrace.analysis.storage.chunk_codecs import bounded
+from attrace.analysis.storage.store import StoredArray, StoredTrace
+from attrace.analysis.trace.derived import open_derived
+from attrace.analysis.trace.trace import Trace
+from attrace.schemas import InputError, Manifest, Omitted, class_arrays, terms_of_use
+from attrace.schemas.codecs import compressor
+from attrace.schemas.layout import DERIVED, IMAGES, KEY_STEP, STEP_DONE, TIME, TIMESTEP
+
+READ_FIRST: Final = (TIME, TIMESTEP, STEP_DONE)
+"""Arrays that opening a trace reads: they stand at the end of the file, beside its table of contents."""
+
+ChunkIndex = tuple[int, ...]
+
+_COMPRESSION: Final = ("zstd", "gzip", "blosc", "crc32c")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a trace that is copied."""
+
+    stored: StoredTrace
+    steps: tuple[int, ...]
+    """Positions along the stored `time` dimension."""
+    finished: tuple[int, ...]
+    """Those of every finished step."""
+    layers: Mapping[str, tuple[int, ...]]
+    """Positions along the stored `layer` dimension, by the group of each class that is copied."""
+    without: frozenset[str]
+    """What else is left out: `images`, `prompts`, `arguments`, `scores`."""
+
+    @classmethod
+    def of(cls, trace: Trace, without: frozenset[str], *, only_derived: bool) -> Part:
+        """What is selected in a trace: also in other contexts and branches, unless one was chosen.
+
+        Raises
+        ------
+        InputError
+            If heads or a picture are selected; or for `only_derived`, if a class has no marginals.
+        """
+        if trace.selected_heads is not None or trace.picture is not None:
+            raise InputError(
+                f"trace {trace.path}: a copy has all heads and pictures of its layers, and some are selected: select "
+                "layers, steps, a context or a branch"
+            )
+        looked_at = {one.group for one in trace.classes}
+        layers = {
+            one.group: tuple(
+                layer
+                for layer, site in enumerate(one.sites)
+                if trace.selected_paths is None or site.path in trace.selected_paths
+            )
+            for one in trace.manifest.classes
+            if not trace.narrowed or one.group in looked_at
+        }
+        layers = {group: some for group, some in layers.items() if some}
+        part = cls(trace.stored, trace.step_places, trace.finished_places, layers, without)
+        if not only_derived:
+            return part
+        for group in layers:
+            if group in part.stale:
+                raise InputError(
+                    f"trace {trace.path}: {group} has no marginals of its {len(part.finished)} steps: run attrace "
+                    "precompute first (what is stored in float64 has none)"
+                )
+        return replace(part, without=without | {"scores"})
+
+    @cached_property
+    def stale(self) -> frozenset[str]:
+        """Groups of the classes that have no marginals of exactly the finished steps."""
+        classes, steps = self.stored.manifest.classes, len(self.finished)
+        return frozenset(one.group for one in classes if open_derived(self.stored, one, steps) is None)
+
+    def members(self) -> Iterator[tuple[str, zarr.Array[Any] | zarr.Group]]:
+        """Groups and arrays of the copy, also those that we do not know."""
+        data = {
+            f"{one.group}/{spec.name}"
+            for one in self.stored.manifest.classes
+            for spec in class_arrays(one, 0)
+            if "scores" in self.without and spec.dims[:2] == ("time", "layer")
+        }
+        for path, member in self.stored.members():
+            group = self.group_of(path)
+            is_class = any(f"{path}/".startswith(f"{one.group}/") for one in self.stored.manifest.classes)
+            is_stale = group in self.stale and f"{path}/".startswith(f"{group}/{DERIVED}/")
+            is_image = f"{path}/".startswith(f"{IMAGES}/")
+            left_out = (is_class and group is None) or is_stale or (is_image and "images" in self.without)
+            if not left_out and path not in data:
+                yield path, member
+
+    def group_of(self, path: str) -> str | None:
+        """The group of the copied class that a path is in or is."""
+        return next((group for group in self.layers if f"{path}/".startswith(f"{group}/")), None)
+
+    def manifest(self, licence: str | None, citation: str | None) -> Manifest:
+        """The manifest of the copy, which says what it lacks."""
+        whole = self.stored.manifest
+        classes = []
+        for one in (one for one in whole.classes if one.group in self.layers):
+            sites = tuple(one.sites[layer] for layer in self.layers[one.group])
+            tokens = None if "prompts" in self.without else one.tokens
+            classes.append(one.model_copy(update={"sites": sites, "tokens": tokens}))
+        changes: dict[str, Any] = {"classes": tuple(classes), "steps": len(self.steps)}
+        if self.without & {"arguments", "prompts"}:
+            changes["call_arguments"] = {
+                name: value
+                for name, value in whole.call_arguments.items()
+                if "arguments" not in self.without and not _is_prompt(name, value)
+            }
+        if whole.status == "recording":  # what is copied of a trace that was never closed is closed
+            changes["status"] = "interrupted"
+        omitted = self._omitted()
+        if omitted is not None and omitted != whole.omitted:
+            described = [omitted.model_dump(mode="json"), self.steps, sorted(self.layers.items())]
+            # an identifier that is the same for the same part of the same trace
+            identifier = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
+            changes |= {"omitted": omitted, "id": identifier}
+        return whole.replace(**changes, **terms_of_use(licence, citation))
+
+    def _omitted(self) -> Omitted | None:
+        """What the copy lacks of the trace that everything began with."""
+        manifest = self.stored.manifest
+        before = manifest.omitted or Omitted(source=manifest.id)
+        sites = sum(len(one.sites) for one in manifest.classes) - sum(map(len, self.layers.values()))
+        after = before.model_copy(
+            update={
+                "parts": (*before.parts, *sorted(self.without - set(before.parts))),
+                "layers": before.layers + sites,
+                "steps": before.steps + len(self.finished) - len(self.steps),
+            }
+        )
+        return manifest.omitted if after == before else after
+
+
+def _is_prompt(name: str, value: Any) -> bool:
+    """Whether a call argument was written by a person; a number such as `num_images_per_prompt` was not."""
+    return "prompt" in name and (isinstance(value, bool) or not isinstance(value, int | float))
+
+
+@dataclass(frozen=True)
+class ArrayCopy:
+    """One array of the copy, each chunk of which is one of the trace or is made of several."""
+
+    path: str
+    source: StoredArray
+    positions: tuple[tuple[int, ...], ...]
+    """For each dimension, the positions along the source's that are copied."""
+    codec: str | None
+    """Compression of the copy, such as `zstd-3`; None for the source's."""
+    values: NDArray[Any] | None = None
+    """All its values, where they are not the source's."""
+    stored_at: NDArray[np.int32] | None = None
+    """The step of the source that holds each (step, layer), -1 where none does; None where steps are where they were.
+    """
+    required: bool = False
+    """Whether a chunk that the source lacks is an error."""
+
+    @cached_property
+    def chunks(self) -> tuple[int, ...]:
+        """Length of a chunk along each dimension: the source's, and all layers where that holds all."""
+        return tuple(
+            len(positions) if dim == "layer" and chunk == length else chunk
+            for dim, positions, chunk, length in zip(
+                dims_of(self.source.array), self.positions, self._source_chunks, self.source.shape, strict=True
+            )
+        )
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """Its `zarr.json`."""
+        described: dict[str, Any] = dict(self.source.array.metadata.to_dict())
+        described["shape"] = [len(positions) for positions in self.positions]
+        described["chunk_grid"] = {"name": "regular", "configuration": {"chunk_shape": list(self.chunks)}}
+        if self.codec is not None:
+            others = [codec for codec in described["codecs"] if codec["name"] not in _COMPRESSION]
+            compression = compressor_named(self.codec, self.source.dtype.name, self.chunks)
+            compressors = [] if compression is None else [compression]
+            described["codecs"] = [*others, *compressors, zarr.codecs.Crc32cCodec().to_dict()]
+        return described
+
+    @cached_property
+    def same_codecs(self) -> bool:
+        """Whether chunks that hold the same values are the same bytes."""
+        return bool(self.metadata["codecs"] == self.source.array.metadata.to_dict()["codecs"])
+
+    def indices(self) -> list[ChunkIndex]:
+        """Index of every chunk that the copy has."""
+        indices = itertools.product(*(range(len(blocks)) for blocks in self._blocks))
+        return [index for index in indices if self.stored_at is None or self.stored_at[index[:2]] >= 0]
+
+    def chunk_of_source(self, index: ChunkIndex) -> ChunkIndex | None:
+        """The chunk of the source that holds exactly what a chunk of the copy does; None where none does."""
+        if self.values is not None:
+            return None
+        found = []
+        for blocks, at, chunk, length in zip(self._blocks, index, self._source_chunks, self.source.shape, strict=True):
+            number = blocks[at][0] // chunk
+            if blocks[at] != tuple(range(number * chunk, min((number + 1) * chunk, length))):
+                return None
+            found.append(number)
+        return tuple(found) if self.stored_at is None else (int(self.stored_at[index[:2]]), *found[1:])
+
+    def chunks_around(self, index: ChunkIndex) -> Iterator[ChunkIndex]:
+        """Every chunk of the source that holds values of a chunk of the copy."""
+        numbers = (
+            dict.fromkeys(position // chunk for position in blocks[at])
+            for blocks, at, chunk in zip(self._blocks, index, self._source_chunks, strict=True)
+        )
+        return itertools.product(*numbers) if self.values is None else iter(())
+
+    def values_of(self, index: ChunkIndex) -> NDArray[Any]:
+        """The values of a chunk of the copy, read from whatever chunks hold them."""
+        source = self.chunk_of_source(index)
+        if source is not None:
+            return self.source[region_of(source, self._source_chunks)]
+        if self.values is not None:
+            return self.values[region_of(index, self.chunks)]
+        copied = [blocks[at] for at, blocks in zip(index, self._blocks, strict=True)]
+        around = tuple(slice(min(positions), max(positions) + 1) for positions in copied)
+        values: NDArray[Any] = self.source[around][np.ix_(*(np.subtract(one, min(one)) for one in copied))]
+        return values
+
+    @cached_property
+    def _source_chunks(self) -> tuple[int, ...]:
+        return self.source.array.shards or self.source.array.chunks
+
+    @cached_property
+    def _blocks(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """For each dimension, the positions in each chunk of the copy."""
+        return tuple(
+            tuple(positions[at : at + chunk] for at in range(0, len(positions), chunk))
+            for positions, chunk in zip(self.positions, self.chunks, strict=True)
+        )
+
+
+def compressor_named(name: str, dtype: str, chunks: tuple[int, ...]) -> dict[str, Any] | None:
+    """The codec, as `zarr.json` has it, of a compression such as `zstd-3`; None where nothing compresses.
+
+    Raises
+    ------
+    InputError
+        If there is no compression of that name.
+    """
+    if name == "none":
+        return None
+    if name == "auto":
+        return compressor("auto", dtype, chunks)
+    match = re.fullmatch(r"zstd-([0-9]{1,2})", name)
+    if match is None or not 1 <= int(match[1]) <= 22:
+        raise InputError(f"expected the codec auto, none, or zstd-1 to zstd-22, found {name!r}")
+    return zarr.codecs.ZstdCodec(level=int(match[1])).to_dict()
+
+
+def array_copies(part: Part, codec: str | None) -> list[ArrayCopy]:
+    """The arrays of the copy: what opening reads comes last."""
+    stored = part.stored
+    found = {path: member for path, member in part.members() if isinstance(member, zarr.Array)}
+    copies = []
+    for path in sorted(found, key=lambda path: (path in READ_FIRST, path)):
+        group, name = part.group_of(path), path.rpartition("/")[2]
+        along = {"time": part.steps} | ({} if group is None else {"layer": part.layers[group]})
+        positions = tuple(
+            along.get(dim or "", tuple(range(length)))
+            for dim, length in zip(dims_of(found[path]), found[path].shape, strict=True)
+        )
+        copy = ArrayCopy(path, _source(stored, path, found[path]), positions, codec)
+        if group is not None and f"{group}/{KEY_STEP}" in found and copy.path.count("/") == group.count("/") + 1:
+            copy = _of_called_layers(copy, name, part, group)
+        # which layers were called, whose scores have a chunk, a trace of stored scores does not say
+        copies.append(replace(copy, required=stored.knows(path) and name != "scores"))
+    return copies
+
+
+def _of_called_layers(copy: ArrayCopy, name: str, part: Part, group: str) -> ArrayCopy:
+    """An array of a class of factors, whose data has a chunk only where a layer was called, or its keys changed."""
+    key_step, first_use = _key_steps(part, group)
+    if name == KEY_STEP:
+        return copy if part.steps == part.finished else replace(copy, values=key_step)
+    if dims_of(copy.source.array)[:2] != ("time", "layer"):
+        return copy
+    called = np.where(key_step < 0, -1, np.array(part.steps, np.int32)[:, None])
+    return replace(copy, stored_at=first_use if name == "key" else called)
+
+
+def region_of(index: ChunkIndex, chunks: tuple[int, ...]) -> tuple[slice, ...]:
+    """Where a chunk lies in an array of such chunks."""
+    return tuple(slice(at * length, (at + 1) * length) for at, length in zip(index, chunks, strict=True))
+
+
+def dims_of(array: zarr.Array[Any]) -> tuple[str | None, ...]:
+    """Names of the dimensions of an array, None where one has none."""
+    return tuple(getattr(array.metadata, "dimension_names", None) or [None] * array.ndim)
+
+
+def _source(stored: StoredTrace, path: str, array: zarr.Array[Any]) -> StoredArray:
+    """An array of the trace, if it is what the manifest says, or one that we do not know and that is not absurd."""
+    if stored.knows(path):
+        return stored.array(path)
+    longest = max((*array.shape, array.nchunks))
+    stored.limits.check("files", longest, f"trace {stored.path}: array {path!r} has shape {array.shape}")
+    return StoredArray(stored.path, path, bounded(array))
+
+
+def _key_steps(part: Part, group: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """`key_step` of the copy, and the step of the source with the keys that each (step, layer) of the copy stores.
+
+    Keys are stored in the first step of the copy that uses them; -1 where a step stores none.
+    """
+    layers = part.layers[group]
+    before = part.stored.array(f"{group}/{KEY_STEP}")[:][np.ix_(part.steps, layers)]
+    key_step, first_use = np.full_like(before, -1), np.full_like(before, -1)
+    for layer in range(len(layers)):
+        stored_at, first, of_step = np.unique(before[:, layer], return_index=True, return_inverse=True)
+        used = stored_at >= 0
+        key_step[:, layer] = np.where(used, first, -1)[of_step]
+        first_use[first[used], layer] = stored_at[used]
+    return key_step, first_use
