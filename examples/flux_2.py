@@ -15,8 +15,7 @@ from diffusers import Flux2Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from PIL import Image
 
-from attrace.analysis import open_trace, token_map
-from attrace.recorder import record
+from attrace import open_trace, record, token_map
 
 TEXT_TOKENS = 512
 

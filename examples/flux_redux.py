@@ -14,7 +14,7 @@ import torch
 from diffusers import FluxPipeline, FluxPriorReduxPipeline
 from PIL import Image
 
-from attrace.recorder import record
+from attrace import record
 
 TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 

@@ -12,8 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from attrace.analysis import open_trace, ulam
-from attrace.recorder import record
+from attrace import open_trace, record, ulam
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

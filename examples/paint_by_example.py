@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from attrace.analysis import open_trace, ulam
-from attrace.recorder import record
+from attrace import open_trace, record, ulam
 from attrace.recorder.jobs.pipelines import load_pipeline
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from diffusers import QwenImagePipeline
 
-from attrace.analysis import open_trace, token_map
-from attrace.recorder import record
+from attrace import open_trace, record, token_map
 
 TEXT_TOKENS = 512
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import QwenImageEditPlusPipeline
 from PIL import Image
 
-from attrace.recorder import record
+from attrace import record
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

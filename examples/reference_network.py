@@ -25,7 +25,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from attrace.recorder import MUTUAL_ATTENTION, REFERENCE_NETWORK, record
+from attrace import MUTUAL_ATTENTION, REFERENCE_NETWORK, record
 
 
 class SelfAttention:

@@ -33,7 +33,7 @@ from typing import Any
 
 from PIL import Image
 
-from attrace.recorder import record
+from attrace import record
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from attrace.analysis import open_trace, token_map
-from attrace.recorder import record
+from attrace import open_trace, record, token_map
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,8 +12,7 @@ import torch
 from diffusers import StableDiffusionUpscalePipeline
 from PIL import Image
 
-from attrace.analysis import open_trace, token_map
-from attrace.recorder import record
+from attrace import open_trace, record, token_map
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ OTHER_LANGUAGES: Final = frozenset({"", "json", "js", "text", "bibtex", "html"})
 
 _FENCE: Final = re.compile(r"^(?P<indent> *)```(?P<language>\S*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _COMMENT: Final = re.compile(r"^ *<!-- (?P<key>not run|given): *(?P<value>.*?) *-->$")
-_RECORDS: Final = re.compile(r"^attrace (demo|record)\b", re.MULTILINE)
+_RECORDS: Final = re.compile(r"^attrace (demo|record)\b|\brecord\(", re.MULTILINE)
 
 OPTIONAL: Final = frozenset({"tensorstore", "torch", "zarrs"})
 """What a block may import that a reader of traces does without."""
