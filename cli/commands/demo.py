@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attrace.cli.shared.errors import recorder_needed
 from attrace.cli.shared.options import LocalPath, examples, json_option, overwrite_option
 from attrace.cli.shared.output import check_output, dask_progress, print_json, print_paths, say
+from attrace.cli.shared.recording import recorder_at_work
 from attrace.cli.shared.scores import print_scores, scores_as_json
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def demo(output: Path, reference: Path | None, seed: int, steps: int, overwrite:
     path = output / "demo.zarr"
     output.mkdir(parents=True, exist_ok=True)
     check_output(path, overwrite=overwrite)
-    with recorder_needed("demo"):
+    with recorder_at_work("demo"):
         from attrace.demo.run import record_demo
 
         say("recording the bundled model ...")

@@ -2,59 +2,30 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from attrace.cli.commands.record import ip_adapter_files, record
-from attrace.cli.shared.curves import faithfulness_as_json, print_curves, print_faithfulness, save_faithfulness
-from attrace.cli.shared.errors import Failure, recorder_needed
-from attrace.cli.shared.inputs import read_inputs
-from attrace.cli.shared.jobs import STORED_AS, messages_on_stderr, read_list
+from attrace.cli.shared.errors import Failure
 from attrace.cli.shared.options import LocalPath, density_option, examples, json_option
-from attrace.cli.shared.output import chunk_progress, print_json
-from attrace.cli.shared.recording import recording_arguments, recording_options
+from attrace.cli.shared.output import chunk_progress, print_json, print_table, say
+from attrace.cli.shared.recording import Run, recorder_at_work, run_options
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from attrace.analysis import Trace
-    from attrace.analysis.scores.faithfulness import Order
+    from attrace.analysis.scores.faithfulness import Faithfulness, Order
     from attrace.recorder.jobs.faithfulness import Fill
     from attrace.recorder.jobs.joblist import Job
-
-OF_THE_RUN = (
-    *(
-        "pipeline",
-        "class",
-        "revision",
-        "local-files-only",
-        "ip-adapter",
-        "ip-adapter-weights",
-        "input",
-        "jobs",
-        "steps",
-    ),
-    *("seed", "device", "dtype", "reference", "mask", "scene"),
-)
-"""Options of `attrace record` that load the model and say what goes into it."""
-
-
-def like_record(*names: str) -> Callable[[click.Command], click.Command]:
-    """Give a command options of `attrace record`, before its own."""
-
-    def add(command: click.Command) -> click.Command:
-        options = {one.opts[0].removeprefix("--"): one for one in record.params}
-        command.params = [*(options[name] for name in names), *command.params]
-        return command
-
-    return add
 
 
 def rising_shares(text: str) -> tuple[float, ...]:
@@ -68,7 +39,6 @@ def rising_shares(text: str) -> tuple[float, ...]:
     return shares
 
 
-@like_record(*OF_THE_RUN)
 @click.command(
     epilog=examples(
         """attrace faithfulness --pipeline ./pipeline --class attrace.demo.pipeline:ReferenceInpaintPipeline
@@ -95,25 +65,11 @@ def rising_shares(text: str) -> tuple[float, ...]:
 @click.option("--order-seed", type=int, default=0, show_default=True, help="Seed of random orders and the bootstrap.")
 @click.option("--whole", is_flag=True, help="Measure the whole picture, not only what lies inside the mask.")
 @density_option
-@recording_options
+@run_options
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each input, order and share.")
 def faithfulness(
-    source: str,
-    class_name: str | None,
-    revision: str | None,
-    local_files_only: bool,
-    inputs: tuple[str, ...],
     jobs: Path | None,
-    steps: int | None,
-    seed: int | None,
-    device: str,
-    dtype: str,
-    reference: str | None,
-    mask: str | None,
-    scene: str | None,
-    ip_adapter: str | None,
-    ip_adapter_weights: str | None,
     output: Path,
     fill: Any,
     shares: tuple[float, ...],
@@ -139,26 +95,15 @@ def faithfulness(
     """
     if as_json and as_csv:
         raise click.UsageError("give either --json or --csv, not both")
-    members = {"steps": steps, "seed": seed, "reference": reference, "mask": mask, "scene": scene}
-    with recorder_needed("faithfulness"), messages_on_stderr(logging.WARNING):
-        listed = _jobs(jobs, output, inputs, members)
+    run = Run.of(**options)
+    with recorder_at_work("faithfulness"):
+        listed = (run.job(output / "run.zarr"),) if jobs is None else run.jobs(jobs, output)
         _check(listed)
         from attrace.analysis.scores.faithfulness import by_order, summarise
         from attrace.recorder.jobs.pipelines import load_pipeline
 
-        load = cache(
-            partial(
-                load_pipeline,
-                source,
-                class_name=class_name,
-                revision=revision,
-                dtype=dtype,
-                device=device,
-                local_files_only=local_files_only,
-                ip_adapter=ip_adapter_files(ip_adapter, ip_adapter_weights),
-            )
-        )
-        _record(load, listed, recording_arguments(**options) | {"model_id": source, "revision": revision})
+        load = cache(partial(load_pipeline, **run.loading))
+        _record(load, listed, run.recording)
         layers = list(options["layers"]) or None
         test = _Test((0.0, *shares, 1.0), draws, order_seed, fill, whole, bool(density), layers)
         curves = []
@@ -168,30 +113,14 @@ def faithfulness(
                 if progress is not None:
                     progress(number, len(listed))
     found = summarise(test.fractions, by_order(curves), seed=order_seed)
-    told = faithfulness_as_json(found, listed, fill, draws)
-    save_faithfulness(found, told, output, order_seed)
+    told = _as_json(found, listed, fill, draws)
+    _save(found, told, output, order_seed)
     if as_json:
         print_json(told)
     elif as_csv:
-        print_curves(found, listed)
+        _print_curves(found, listed)
     else:
-        print_faithfulness(found)
-
-
-def _jobs(path: Path | None, output: Path, inputs: tuple[str, ...], members: dict[str, Any]) -> tuple[Job, ...]:
-    """The inputs to test: those of a list, or the one of the options."""
-    if path is not None:
-        return read_list(path, output, inputs, members)
-    from attrace.recorder.jobs.joblist import Job
-
-    values = read_inputs(inputs)
-    pictures: dict[str, Path | str] = {
-        stored: members[name] if members[name] in values else Path(members[name].removeprefix("@"))
-        for name, stored in STORED_AS.items()
-        if members[name] is not None
-    }
-    one = Job("the options", output / "run.zarr", values, members["seed"], members["steps"], pictures)
-    return (one,)
+        _print_areas(found)
 
 
 def _check(jobs: Sequence[Job]) -> None:
@@ -203,12 +132,11 @@ def _check(jobs: Sequence[Job]) -> None:
             raise click.UsageError(f"{job.where}: pass --reference with the name of an input: it is what is changed")
 
 
-def _record(load: Callable[[], Any], jobs: tuple[Job, ...], options: dict[str, Any]) -> None:
+def _record(load: Callable[[], Any], jobs: Sequence[Job], options: dict[str, Any]) -> None:
     from attrace.recorder.jobs.jobs import record_jobs
 
-    if all(job.is_complete for job in jobs):
-        return
-    failed = [one for one in record_jobs(load(), jobs, **options) if one.state == "failed"]
+    left = [job for job in jobs if not job.is_complete]
+    failed = [one for one in record_jobs(load(), left, **options) if one.state == "failed"] if left else []
     if failed:
         listed = "\n".join(f"  {one.job.where}: {one.problem}" for one in failed)
         raise Failure(f"{len(failed)} inputs could not be recorded:\n{listed}")
@@ -262,3 +190,58 @@ class _Test:
 
 def _listed(layers: Any) -> str:
     return f"--layers {' '.join(map(str, layers))}" if layers else "all layers"
+
+
+def _as_json(found: Faithfulness, jobs: Sequence[Job], fill: str, draws: int) -> dict[str, Any]:
+    """Every number by its name."""
+    return {
+        "inputs": [job.output.stem for job in jobs],
+        "fill": fill,
+        "draws": draws,
+        "fractions": found.fractions,
+        "deletion": {order: curves.tolist() for order, curves in found.deletion.items()},
+        "deletion_area": {order: asdict(area) for order, area in found.areas.items()},
+        "insertion_area": {order: asdict(area) for order, area in found.insertion_areas.items()},
+        "deletion_ratio": asdict(found.deletion_ratio),
+        "insertion_ratio": asdict(found.insertion_ratio),
+    }
+
+
+def _save(found: Faithfulness, told: dict[str, Any], output: Path, seed: int) -> None:
+    """Write the numbers and the figure of the curves."""
+    from attrace.analysis.figures.curves import draw_curves
+    from attrace.analysis.figures.save import save_figure
+
+    (output / "faithfulness.json").write_text(json.dumps(told, indent=2) + "\n")
+    save_figure(draw_curves(found, seed=seed), output / "faithfulness.png")
+    say(f"wrote {output / 'faithfulness.json'} and {output / 'faithfulness.png'}")
+
+
+def _rows(found: Faithfulness, jobs: Sequence[Job]) -> Iterator[tuple[str, str, float, float]]:
+    for order, curves in found.deletion.items():
+        for job, curve in zip(jobs, curves.tolist(), strict=True):
+            yield from ((job.output.stem, order, *pair) for pair in zip(found.fractions, curve, strict=True))
+
+
+def _print_curves(found: Faithfulness, jobs: Sequence[Job]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("input", "order", "hidden", "change"))
+    writer.writerows(_rows(found, jobs))
+
+
+def _print_areas(found: Faithfulness) -> None:
+    """Print tables of the curves, areas and ratios."""
+    header = ["order", *(f"hide {fraction:.0%}" for fraction in found.fractions[1:]), "deletion area", "insertion area"]
+    rows = [
+        [
+            order,
+            *(f"{value:.4f}" for value in found.deletion[order].mean(axis=0)[1:]),
+            *(f"{one.value:.4f}" for one in (area, found.insertion_areas[order])),
+        ]
+        for order, area in found.areas.items()
+    ]
+    print_table([header, *rows], right=range(1, len(header)))
+    click.echo()
+    ratios = {"deletion, faithful above 1": found.deletion_ratio, "insertion, faithful below 1": found.insertion_ratio}
+    lines = [[name, *(f"{value:.2f}" for value in asdict(one).values())] for name, one in ratios.items()]
+    print_table([["top / random", "ratio", "low", "high"], *lines], right=(1, 2, 3))

@@ -1,64 +1,59 @@
-"""`attrace record --jobs`: a list of runs, with one loaded pipeline."""
+"""Running `attrace record --jobs`: in this process, in several, or on a cluster."""
 
 from __future__ import annotations
 
-import json
-import logging
-import signal
-import sys
-import threading
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from attrace.cli.shared.errors import Failure, as_failure
-from attrace.cli.shared.inputs import texts_by_name
 from attrace.cli.shared.output import bytes_text, print_json, say
 from attrace.cli.shared.sending import Sending
 
 if TYPE_CHECKING:
     from attrace.recorder import Statistics
     from attrace.recorder.jobs.joblist import Job
-    from attrace.recorder.jobs.jobs import JobResult, Waiting
-
-STORED_AS: Final = {"reference": "reference", "mask": "mask", "scene": "input"}
-"""The options that name a picture to keep, and its name in the trace."""
+    from attrace.recorder.jobs.jobs import JobResult
 
 
-def read_list(
-    path: Path, folder: Path, inputs: tuple[str, ...], members: Mapping[str, int | str | None]
-) -> tuple[Job, ...]:
-    """The jobs of a file; options stand for what its lines lack. Files that options name are relative to here."""
-    from attrace.recorder.jobs.joblist import read_jobs
+@dataclass(frozen=True)
+class Engine:
+    """What runs jobs."""
 
-    defaults: dict[str, Any] = {name: value for name, value in members.items() if value is not None}
-    defaults["inputs"] = {name: _default_input(text) for name, text in texts_by_name(inputs).items()}
-    for name in STORED_AS:
-        if name in defaults and Path(defaults[name].removeprefix("@")).is_file():
-            defaults[name] = str(Path(defaults[name].removeprefix("@")).absolute())
-    return read_jobs(path, folder, defaults)
+    workers: int | None = None
+    """Processes on this machine."""
+    scheduler: str | None = None
+    """Address of a Dask cluster; without either, this process runs them."""
 
+    def record(
+        self, loading: Mapping[str, Any], jobs: Sequence[Job], options: dict[str, Any], report: Callable[..., None]
+    ) -> None:
+        """Record jobs with a pipeline that is loaded as the arguments of `load_pipeline` say."""
+        if self.scheduler is not None:
+            from distributed import Client
 
-def _default_input(text: str | list[str]) -> Any:
-    if isinstance(text, list):
-        return [_default_input(one) for one in text]
-    if text.startswith("@"):
-        return f"@{Path(text[1:]).absolute()}"
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+            from attrace.recorder.jobs.cluster import record_jobs_on
+
+            with Client(self.scheduler) as client:
+                record_jobs_on(client, loading, jobs, report=report, **options)
+        elif self.workers is not None:
+            from attrace.recorder.jobs.cluster import record_jobs_in_processes
+
+            record_jobs_in_processes(self.workers, loading, jobs, report=report, **options)
+        else:
+            from attrace.recorder.jobs.jobs import record_jobs
+            from attrace.recorder.jobs.pipelines import load_pipeline
+
+            record_jobs(load_pipeline(**loading), jobs, report=report, **options)
 
 
 def record_list(
-    load: Callable[[], Any],
-    jobs: tuple[Job, ...],
+    engine: Engine,
+    loading: Mapping[str, Any],
+    jobs: Sequence[Job],
     options: dict[str, Any],
     sending: Sending | None = None,
     *,
@@ -71,23 +66,28 @@ def record_list(
     Failure
         At the end, if jobs failed.
     """
+    from attrace.recorder.jobs.jobs import JobResult
+
     results: list[JobResult] = []
 
-    def report(done: JobResult | Waiting) -> None:
-        from attrace.recorder.jobs.jobs import Waiting
-
-        if isinstance(done, Waiting):
-            say(f"waiting for {_counted(done.jobs)} of others; the first: {done.owner}")
-            return
+    def report(done: JobResult) -> None:
+        for warning in done.warnings:
+            say(f"warning: {warning}")
         done = done if sending is None or done.state == "failed" else _sent(done, sending)
         results.append(done)
         say(f"[{len(results)}/{len(jobs)}] {_line(done)}")
         if done.state != "failed" and not as_json:
             click.echo(str(done.job.output))
 
+    left: list[Job] = []
     try:
-        with _stopped_like_ctrl_c():
-            _record(load, jobs, options, report)
+        for job in jobs:
+            if job.is_complete:
+                report(JobResult(job, "there"))
+            else:
+                left.append(job)
+        if left:
+            engine.record(loading, left, options, report)
     except KeyboardInterrupt:
         say(f"stopped with {len(results)} of {_counted(len(jobs))} done: run the same command again to go on")
         raise
@@ -107,21 +107,6 @@ def record_list(
     if failed:
         listed = "\n".join(f"  {one.job.where}: {one.problem}" for one in failed)
         raise Failure(f"{_counted(len(failed))} failed; run the same command again to try them again:\n{listed}")
-
-
-def _record(
-    load: Callable[[], Any],
-    jobs: tuple[Job, ...],
-    options: dict[str, Any],
-    report: Callable[[JobResult | Waiting], None],
-) -> None:
-    from attrace.recorder.jobs.jobs import JobResult, record_jobs
-
-    if all(job.is_complete for job in jobs):
-        for job in jobs:
-            report(JobResult(job, "there"))
-        return
-    record_jobs(load(), jobs, report=report, **options)
 
 
 def _sent(done: JobResult, sending: Sending) -> JobResult:
@@ -165,34 +150,3 @@ def _as_json(done: JobResult) -> dict[str, Any]:
 
 def _counted(jobs: int) -> str:
     return "1 job" if jobs == 1 else f"{jobs} jobs"
-
-
-@contextmanager
-def _stopped_like_ctrl_c() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C: what a batch system sends before it kills."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def messages_on_stderr(level: int) -> Iterator[None]:
-    """Show what the recorder logs from a level on, and what it warns of, one line each."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("attrace")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(level)
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
-        try:
-            yield
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(before)

@@ -32,7 +32,8 @@ class LocalPath(click.Path):
         from attrace.schemas.address import is_address, local_path  # here: a help text shows without the schemas
 
         if is_address(value):
-            self.fail(f"expected a path on this machine, found the address {value}: {self._advice}", param, ctx)
+            advice = self._advice.format(value)
+            self.fail(f"expected a path on this machine, found the address {value}: {advice}", param, ctx)
         return super().convert(local_path(value), param, ctx)
 
 

@@ -10,7 +10,7 @@ import PIL.Image
 import PIL.ImageFilter
 from numpy.typing import NDArray
 
-from attrace.recorder.jobs.pipelines import call_arguments, first_picture
+from attrace.recorder.jobs.pipelines import call_arguments, generate
 from attrace.schemas import InputError
 
 Fill = Literal["mean", "blur", "swap"]
@@ -113,7 +113,7 @@ def regenerate(
         )
     for cells in hidden:
         changed = dict(inputs) | {reference: hide(picture, cells, fill)}
-        made = first_picture(pipeline, call_arguments(pipeline, changed, steps=steps, seed=seed))
+        made = generate(pipeline, call_arguments(pipeline, changed, steps=steps, seed=seed))
         if not isinstance(made, PIL.Image.Image):
             raise InputError(f"{type(pipeline).__name__} made no picture to compare: leave output_type as it is")
         yield np.asarray(made)

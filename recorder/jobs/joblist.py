@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -29,7 +29,7 @@ class _Line(BaseModel):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")] | None = None
     output: Annotated[str, Field(min_length=1)] | None = None
     inputs: dict[str, JsonValue] = {}
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
     reference: str | None = None
     mask: str | None = None
@@ -62,12 +62,74 @@ class Job:
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arguments of the call and pictures to keep, read from their files."""
-        inputs = {name: _loaded(value) for name, value in self.inputs.items()}
+        inputs = {name: _with_files(value, read_picture) for name, value in self.inputs.items()}
         kept = {
             name: inputs[source] if isinstance(source, str) else read_picture(source)
             for name, source in self.pictures.items()
         }
         return inputs, kept
+
+    def anchored(self) -> Job:
+        """The job with absolute paths, for a process in another folder."""
+        return replace(
+            self,
+            output=self.output.absolute(),
+            inputs={name: _with_files(value, Path.absolute) for name, value in self.inputs.items()},
+            pictures={name: _with_files(source, Path.absolute) for name, source in self.pictures.items()},
+            save_image=None if self.save_image is None else self.save_image.absolute(),
+        )
+
+
+def job_of(
+    members: Mapping[str, Any],
+    where: str,
+    folder: Path,
+    *,
+    pictures: Path,
+    check: Callable[[Path], None] = check_picture,
+) -> Job:
+    """A job from its members.
+
+    Parameters
+    ----------
+    members
+        As in a line of a list.
+    where
+        What messages call it.
+    folder
+        What `output` and `save_image` are relative to.
+    pictures
+        What picture files are relative to.
+    check
+        Raises if a file is no picture.
+
+    Raises
+    ------
+    InputError
+        If it is no job, or a picture cannot be read; with the member.
+    """
+    line = _line(members)
+    if line.output is None and line.id is None:
+        raise InputError("output: expected an output, or an id to name it by, found neither")
+    inputs = {name: _with_paths(value, pictures) for name, value in line.inputs.items()}
+    job = Job(
+        where=where,
+        output=folder / (line.output or f"{line.id}.zarr"),
+        inputs=inputs,
+        seed=line.seed,
+        steps=line.steps,
+        pictures={
+            stored: given if given in inputs else pictures / given.removeprefix("@")
+            for name, stored in STORED.items()
+            if (given := getattr(line, name)) is not None
+        },
+        save_image=None if line.save_image is None else folder / line.save_image,
+    )
+    named = {f"inputs.{name}": value for name, value in inputs.items()}
+    for name, value in (named | {name: job.pictures.get(stored) for name, stored in STORED.items()}).items():
+        with _at(name):
+            _with_files(value, check)
+    return job
 
 
 def read_jobs(path: Path, folder: Path, defaults: Mapping[str, Any] | None = None) -> tuple[Job, ...]:
@@ -94,14 +156,9 @@ def read_jobs(path: Path, folder: Path, defaults: Mapping[str, Any] | None = Non
     taken: dict[Path, str] = {}
     check = cache(check_picture)
     for where, text in _lines(path):
-        try:
-            job = _job(_parsed(text, defaults or {}), where, path.parent, folder)
-            for name, file in _files(job):
-                with _naming(name):
-                    check(file)
+        with _at(where):
+            job = job_of(_members(text, defaults or {}), where, folder, pictures=path.parent, check=check)
             _check_output(job)
-        except (InputError, TraceExistsError) as error:
-            raise type(error)(f"{where}: {error}") from error
         place = job.output.absolute()
         if place in taken:
             raise InputError(f"{where}: {job.output} is the output of {taken[place]} too: give each job its own")
@@ -122,12 +179,14 @@ def stored_manifest(path: Path) -> Manifest | None:
 
 
 @contextmanager
-def _naming(member: str) -> Iterator[None]:
-    """Put the member at fault before the message."""
+def _at(where: str) -> Iterator[None]:
+    """Put the line or the member at fault before the message."""
     try:
         yield
-    except InputError as error:
-        raise InputError(f"{member}: {error}") from error
+    except (InputError, TraceExistsError) as error:
+        raise type(error)(f"{where}: {error}") from error
+    except ValueError as error:  # of a name that no file can have
+        raise InputError(f"{where}: {error}") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -140,18 +199,25 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}:{number}", line
 
 
-def _parsed(text: str, defaults: Mapping[str, Any]) -> _Line:
+def _members(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line says, and the defaults say of what it lacks."""
     try:
         given = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"expected a JSON object, found {error.msg} at character {error.pos + 1}") from error
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"expected a JSON object, found what Python does not read: {error}") from error
     if not isinstance(given, dict):
         raise InputError(f"expected a JSON object, found {text[:40]!r}")
     inputs = given.get("inputs", {})
     if isinstance(inputs, dict):
         given = {**defaults, **given, "inputs": {**defaults.get("inputs", {}), **inputs}}
+    return given
+
+
+def _line(members: Mapping[str, Any]) -> _Line:
     try:
-        return _Line.model_validate(given)
+        return _Line.model_validate(members)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(map(str, problem["loc"]))
@@ -162,25 +228,6 @@ def _parsed(text: str, defaults: Mapping[str, Any]) -> _Line:
         ) from error
 
 
-def _job(line: _Line, where: str, pictures: Path, folder: Path) -> Job:
-    if line.output is None and line.id is None:
-        raise InputError("output: expected an output, or an id to name it by, found neither")
-    inputs = {name: _with_paths(value, pictures) for name, value in line.inputs.items()}
-    return Job(
-        where=where,
-        output=folder / (line.output or f"{line.id}.zarr"),
-        inputs=inputs,
-        seed=line.seed,
-        steps=line.steps,
-        pictures={
-            stored: given if given in inputs else pictures / given.removeprefix("@")
-            for name, stored in STORED.items()
-            if (given := getattr(line, name)) is not None
-        },
-        save_image=None if line.save_image is None else folder / line.save_image,
-    )
-
-
 def _with_paths(value: JsonValue, folder: Path) -> Any:
     """A value with paths in place of texts such as `@photo.png`."""
     if isinstance(value, str) and value.startswith("@"):
@@ -188,20 +235,11 @@ def _with_paths(value: JsonValue, folder: Path) -> Any:
     return [_with_paths(one, folder) for one in value] if isinstance(value, list) else value
 
 
-def _loaded(value: Any) -> Any:
-    if isinstance(value, Path):
-        return read_picture(value)
-    return [_loaded(one) for one in value] if isinstance(value, list) else value
-
-
-def _files(job: Job) -> Iterator[tuple[str, Path]]:
-    """Every picture file of a job and the member that names it."""
-    for name, value in job.inputs.items():
-        yield from (
-            (f"inputs.{name}", one) for one in (value if isinstance(value, list) else [value]) if isinstance(one, Path)
-        )
-    names = {stored: name for name, stored in STORED.items()}
-    yield from ((names[stored], source) for stored, source in job.pictures.items() if isinstance(source, Path))
+def _with_files(value: Any, change: Callable[[Path], Any]) -> Any:
+    """A value with something else in place of its paths."""
+    if isinstance(value, list):
+        return [_with_files(one, change) for one in value]
+    return change(value) if isinstance(value, Path) else value
 
 
 def _check_output(job: Job) -> None:

@@ -74,12 +74,12 @@ def load_pipeline(
     except (OSError, ValueError, AttributeError, ImportError, TypeError) as error:
         if isinstance(error, AttributeError) and class_name is None:
             raise InputError(
-                f"{source} names a pipeline class that diffusers does not have ({_first_line(error)}): name its class, "
+                f"{source} names a pipeline class that diffusers does not have ({first_line(error)}): name its class, "
                 "as package.module:Class"
             ) from error
         raise InputError(
             f"cannot load a pipeline from {source!r}: expected a folder that a pipeline was saved to, or the id of a "
-            f"repository such as 'owner/name'; found: {_first_line(error)}"
+            f"repository such as 'owner/name'; found: {first_line(error)}"
         ) from error
     if ip_adapter is not None:
         _load_ip_adapter(pipeline, *ip_adapter, local_files_only=local_files_only)
@@ -95,7 +95,7 @@ def _load_ip_adapter(pipeline: Any, source: str, weights: str, *, local_files_on
         pipeline.load_ip_adapter(source, subfolder=folder, weight_name=name, local_files_only=local_files_only)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(
-            f"cannot load an IP-Adapter from {weights!r} in {source!r}, made for this pipeline: {_first_line(error)}"
+            f"cannot load an IP-Adapter from {weights!r} in {source!r}, made for this pipeline: {first_line(error)}"
         ) from error
 
 
@@ -126,8 +126,8 @@ def call_arguments(pipeline: Any, given: Mapping[str, Any], *, steps: int | None
     return arguments
 
 
-def first_picture(pipeline: Any, arguments: Mapping[str, Any]) -> Any:
-    """Call a pipeline and take the first picture that it made; None if it made none.
+def generate(pipeline: Any, arguments: Mapping[str, Any]) -> Any:
+    """Call a pipeline; the first picture that it makes, or None.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def first_picture(pipeline: Any, arguments: Mapping[str, Any]) -> Any:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{type(pipeline).__name__} does not work with these arguments: {_first_line(error)}"
+            f"{type(pipeline).__name__} does not work with these arguments: {first_line(error)}"
         ) from error
     pictures = getattr(output, "images", None)
     if pictures is None and isinstance(output, tuple) and output:
@@ -182,7 +182,7 @@ def _pipeline_class(name: str | None) -> Any:
         guess = f"; did you mean {' or '.join(close)}?" if close and not colon else ""
         raise InputError(
             f"class {name!r}: expected a class of diffusers, or package.module:Class, found none of that name "
-            f"({_first_line(error)}){guess}"
+            f"({first_line(error)}){guess}"
         ) from error
     if not hasattr(found, "from_pretrained"):
         raise InputError(f"class {name!r}: expected a pipeline with from_pretrained, found {found!r}")
@@ -195,6 +195,7 @@ def _not_taken(pipeline: Any, name: str, known: list[str]) -> str:
     return f"{type(pipeline).__name__} takes no argument {name!r}{guess} It takes {', '.join(known)}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not empty, or its name."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return text or type(error).__name__

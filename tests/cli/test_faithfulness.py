@@ -22,7 +22,7 @@ from attrace.analysis.scores.faithfulness import first_of, picture_change
 from attrace.cli import main
 from attrace.recorder.jobs import faithfulness
 from attrace.recorder.jobs.faithfulness import regenerate
-from attrace.recorder.jobs.pipelines import first_picture
+from attrace.recorder.jobs.pipelines import generate
 
 from .conftest import Run
 
@@ -114,11 +114,11 @@ class Runs:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        patch.setattr(faithfulness, "first_picture", self._counted)
+        patch.setattr(faithfulness, "generate", self._counted)
 
     def _counted(self, *arguments: Any) -> Any:
         self.count += 1
-        return first_picture(*arguments)
+        return generate(*arguments)
 
     def take(self) -> int:
         """Calls since it was asked last."""
@@ -131,7 +131,7 @@ import os, signal, sys
 from attrace.cli import main
 from attrace.recorder.jobs import faithfulness
 
-made, calls = faithfulness.first_picture, []
+made, calls = faithfulness.generate, []
 
 def killed(*arguments):
     calls.append(arguments)
@@ -139,7 +139,7 @@ def killed(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return made(*arguments)
 
-faithfulness.first_picture = killed
+faithfulness.generate = killed
 main(sys.argv[1:])
 """
 """Runs the command, and kills it in the fourth of its six calls with hidden patches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from support.transformers import flux_kontext
 from attrace.analysis import open_trace, ulam
 from attrace.analysis.storage.object_files import ObjectFiles
 from attrace.cli import main
+from attrace.cli.shared.recording import recorder_at_work
 
 from .conftest import Run
 
@@ -180,7 +182,7 @@ def test_a_profile_and_another_network_are_named(run: Run, tmp_path: Path) -> No
         (("--input", "guidance_scale=2", "--input", "guidance_scale=3"), "guidance_scale is given twice"),
         (("--input", "=3"), "expected NAME=VALUE"),
         (("--input", "prompt"), "expected NAME=VALUE"),
-        (("--input", "extra=@none.png"), "there is no file none.png"),
+        (("--input", "extra=@none.png"), "inputs.extra: there is no file"),
         (("--input", "extra=@pipeline/model_index.json"), "is no picture"),
         (("--input", "extra=@pipeline"), "cannot be read"),
         (("--mask", "none.png"), "there is no file none.png"),
@@ -192,6 +194,7 @@ def test_a_profile_and_another_network_are_named(run: Run, tmp_path: Path) -> No
         (("--limit", "many"), "500MB"),
         (("--steps-kept", "9:0"), "the first call before the last"),
         (("--ip-adapter", "adapter"), "go together"),
+        (("--workers", "2"), "pass --jobs too"),
         (("--key-grid", "16"), "ROWSxCOLUMNS"),
     ],
 )
@@ -242,22 +245,38 @@ def test_a_recording_above_the_limit_fails(run: Run) -> None:
     assert "Error:" in result.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.usefixtures("workplace")
-def test_a_run_that_is_stopped_leaves_its_finished_steps(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_stopped_leaves_its_finished_steps(
+    run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     calls = []
 
     def stop_in_the_third(_: object, sample: torch.Tensor, *__: object) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 3:
-            raise KeyboardInterrupt
+            assert signal.getsignal(number) is signal.default_int_handler  # else the tests would end here
+            os.kill(os.getpid(), number)
         return sample
 
     monkeypatch.setattr("diffusers.DDIMScheduler.scale_model_input", stop_in_the_third)
+    before = signal.getsignal(number)
     result = run(*PAINT, "--steps", "5")
     assert result.exit_code == 1
     assert "Aborted!" in result.stderr
     trace = open_trace("run.zarr")
     assert (trace.status, trace.steps) == ("interrupted", 2)
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with recorder_at_work("record"):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.usefixtures("workplace")
@@ -300,6 +319,34 @@ def test_a_list_is_recorded_and_gone_on_with(run: Run, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("attrace.recorder.jobs.pipelines.load_pipeline", None)  # all is there: nothing is loaded
     assert run(*options).stdout == "runs/a.zarr\nruns/b.zarr\n"
+
+
+@pytest.mark.usefixtures("workplace")
+def test_parts_of_a_list_are_disjoint(run: Run) -> None:
+    write_jobs({"id": "a"}, {"id": "b"}, {"id": "c"})
+    first = run(*JOBS, "--shard", "1/2")
+    assert (first.exit_code, first.stdout) == (0, "runs/a.zarr\nruns/c.zarr\n"), (first.output, first.exception)
+    assert "2 jobs: 2 recorded, 0 were there, 0 failed" in first.stderr
+    second = run(*JOBS, "--shard", "2/2")
+    assert second.stdout == "runs/b.zarr\n"
+    assert "1 job: 1 recorded" in second.stderr
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_cluster_records_a_list(run: Run) -> None:
+    distributed = pytest.importorskip("distributed", reason="clusters are an extra")
+    write_jobs({"id": "a"}, {"id": "b", "inputs": {"guidance_scale": "three"}})
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as local:
+        result = run(*JOBS, "--scheduler", local.scheduler_address, "--json")
+    assert result.exit_code == 1
+    summary = json.loads(result.stdout)
+    assert [summary[state] for state in ("jobs", "recorded", "there", "failed")] == [2, 1, 0, 1]
+    assert {one["trace"]: one["state"] for one in summary["results"]} == {
+        "runs/a.zarr": "recorded",
+        "runs/b.zarr": "failed",
+    }
+    assert "jobs.jsonl:2: ReferenceInpaintPipeline does not work with these arguments" in result.stderr
+    assert open_trace("runs/a.zarr").status == "complete"
 
 
 @pytest.mark.usefixtures("workplace", "memory")
@@ -381,6 +428,11 @@ def test_a_list_that_is_stopped_says_how_to_go_on(run: Run, monkeypatch: pytest.
         ({"id": "a"}, ("--input", "prompt"), "expected NAME=VALUE"),
         ({"id": "a"}, ("-o", "s3://bucket/runs"), "by --push s3://bucket/runs"),
         ({"id": "a"}, ("-o", "scene.png"), "scene.png is a file"),
+        ({"id": "a"}, ("--shard", "0/2"), "expected K/N with K from 1 to N, such as 3/8, found '0/2'"),
+        ({"id": "a"}, ("--shard", "half"), "expected K/N"),
+        ({"id": "a"}, ("--workers", "2", "--scheduler", "tcp://none:1"), "not both"),
+        ({"id": "a", "seed": 2**64}, (), "seed: input should be less than"),
+        ({"id": "a", "inputs": {"image": "@\0.png"}}, (), "inputs.image: embedded null byte"),
     ],
 )
 @pytest.mark.usefixtures("workplace")

@@ -133,8 +133,8 @@ def _requirements(*extras: str) -> set[str]:
         ("attrace", {"lazy-loader"}),
         ("attrace.schemas", {"numpy", "pydantic"}),
         ("attrace.analysis", _requirements("cluster", "perceptual", "quality", "report")),
-        ("attrace.cli", _requirements()),
-        ("attrace.recorder", _requirements("record")),
+        ("attrace.cli", _requirements("cluster")),
+        ("attrace.recorder", _requirements("cluster", "record")),
         ("attrace.demo", _requirements("quality", "record")),
     ],
 )
