@@ -7,7 +7,9 @@ from .integrity.diff import (
 )
 from .integrity.repair import repair as repair
 from .maps.attribution import (
+    attribution_map as attribution_map,
     hlam as hlam,
+    level_maps as level_maps,
     llam as llam,
     tlam as tlam,
     ulam as ulam,
@@ -18,20 +20,24 @@ from .maps.precompute import precompute as precompute
 from .maps.resampler import resampler_shares as resampler_shares
 from .maps.sram import sram as sram
 from .maps.tokens import token_map as token_map
-from .scores.correspondence import correspondence as correspondence
-from .scores.measures import (
+from .scores.boxes import (
     Box as Box,
     bounding_box as bounding_box,
-    imacs as imacs,
     iou as iou,
 )
-from .scores.statistics import (
-    agreement as agreement,
+from .scores.correspondence import (
+    correspondence as correspondence,
     correspondence_error as correspondence_error,
+)
+from .scores.measures import (
+    agreement as agreement,
     drift as drift,
     effective_tokens as effective_tokens,
     entropy as entropy,
+    imacs as imacs,
     mass as mass,
+)
+from .scores.pictures import (
     psnr as psnr,
     ssim as ssim,
 )

@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from attrace import open_trace, record, token_map
+from attrace.analysis.maps import daam
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             generator=torch.Generator().manual_seed(0),
         ).images[0]
     print(f"{given.output}: {recording.statistics}")
-    heat = token_map(open_trace(given.output), given.word, compat=given.compat).compute()
+    make = daam.token_map if given.compat == "daam" else token_map
+    heat = make(open_trace(given.output), given.word).compute()
     row, column = divmod(int(heat.values.argmax()), heat.sizes["column"])
     print(f"{given.word!r} is strongest in row {row}, column {column} of {heat.sizes['row']} x {heat.sizes['column']}")
 

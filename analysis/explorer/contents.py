@@ -12,19 +12,19 @@ from typing import Any, Final
 
 import dask.base
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from attrace.analysis.explorer.attention import Attention, attention_of, lazy_attention, quantised
 from attrace.analysis.explorer.pictures import UNITS, picture_pixels
 from attrace.analysis.explorer.plan import ReportClass, ReportPlan, Side, listed_keys, plan_report
 from attrace.analysis.figures.text import labels_along
-from attrace.analysis.maps.levels import level_maps
+from attrace.analysis.maps.attribution import level_maps
+from attrace.analysis.maps.masks import area_matrix, coverage, trace_mask
 from attrace.analysis.maps.resize import bicubic_matrix
-from attrace.analysis.maps.sram import picture_size
-from attrace.analysis.maps.strongest import strongest_patches
-from attrace.analysis.scores.trace_scores import TraceScores, score_trace, stored_mask
+from attrace.analysis.maps.sram import picture_size, strongest_patches
+from attrace.analysis.scores.trace_scores import score_table, score_trace
 from attrace.analysis.trace.trace import Trace
-from attrace.analysis.trace.weights import area_matrix, coverage
 from attrace.schemas import Direction, InputError
 
 PAGE_BYTES: Final = 2_000_000
@@ -48,7 +48,8 @@ class Contents:
     """By the names under which the page's script finds them."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Plain JSON for the page's script."""
-    scores: TraceScores = field(default_factory=TraceScores)
+    scores: xr.Dataset = field(default_factory=xr.Dataset)
+    """What `score_trace` gives."""
     mask: NDArray[np.bool_] | None = None
     """The mask over the generated picture."""
 
@@ -75,12 +76,15 @@ def gather(trace: Trace, *, groups: int | None, limit: int) -> Contents:
     maps = _level_maps(plan)
     lazy = [lazy_attention(plan, one) for one in plan.classes]
     computed, attended = dask.base.compute(maps, lazy)
-    drawn = {name: np.asarray(heat.values, np.float32) for name, heat in computed.items()}
-    flat = {name: values.reshape(-1, *values.shape[-2:]) for name, values in drawn.items()}
+    flat: dict[str, NDArray[Any]] = {
+        f"{level}_{way}_{unit}": np.asarray(heat.values, np.float32).reshape(-1, *heat.shape[-2:])
+        for (unit, way), levels in computed.items()
+        for level, heat in levels.data_vars.items()
+    }
     kept = [attention_of(plan, one, values) for one, values in zip(plan.classes, attended, strict=True)]
     flat |= {f"class_{number}_shares": one.shares for number, one in enumerate(kept) if one.shares is not None}
     stored, levels = _fitting(kept, budget - _text_bytes(flat))
-    mask = stored_mask(trace) if "mask" in trace.images else None
+    mask = trace_mask(trace)
     usable = mask is not None and bool(mask.any()) and not bool(mask.all())
     return Contents(
         plan,
@@ -92,20 +96,19 @@ def gather(trace: Trace, *, groups: int | None, limit: int) -> Contents:
     )
 
 
-def _level_maps(plan: ReportPlan) -> dict[str, Any]:
-    """Maps of every level and direction by name, as weights and relative to even attention, lazily."""
-    maps: dict[str, Any] = {}
-    for way in plan.directions:
-        for unit in UNITS:
-            made = level_maps(
-                plan.trace,
-                directions=[way],
-                groups=len(plan.spans),
-                size=plan.grids[way],
-                density=unit == "density",
-            )
-            maps |= {f"{name}_{unit}": heat for name, heat in made.items()}
-    return maps
+Maps = Mapping[tuple[str, Direction], xr.Dataset]
+"""Maps of every level by unit (`density`, `weight`) and direction."""
+
+
+def _level_maps(plan: ReportPlan) -> Maps:
+    """Maps of every level and direction, as weights and relative to even attention, lazily."""
+    return {
+        (unit, way): level_maps(
+            plan.trace, directions=[way], groups=len(plan.spans), size=plan.grids[way], density=unit == "density"
+        )[way].to_dataset()
+        for way in plan.directions
+        for unit in UNITS
+    }
 
 
 def _fitting(kept: list[Attention], budget: int) -> tuple[dict[str, NDArray[Any]], int]:
@@ -126,13 +129,15 @@ def _text_bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
     return sum(len(base64.b64encode(gzip.compress(array.tobytes(), 6))) for array in arrays.values())
 
 
-def _facts(
-    plan: ReportPlan, kept: list[Attention], maps: Mapping[str, Any], mask: NDArray[np.bool_] | None
-) -> dict[str, Any]:
+def _facts(plan: ReportPlan, kept: list[Attention], maps: Maps, mask: NDArray[np.bool_] | None) -> dict[str, Any]:
     trace = plan.trace
     layers = list(trace.layers)
     regions = ["patch", "box"] + (["mask"] if mask is not None and "g2r" in plan.kept_directions else [])
-    labels = {name.rpartition("_")[0]: _labels(heat) for name, heat in maps.items()}
+    labels = {
+        f"{level}_{way}": _labels(heat)
+        for way in plan.directions
+        for level, heat in maps["weight", way].data_vars.items()
+    }
     facts = {
         "view": plan.view,
         "directions": [way for way in ("g2r", "r2g") if way in plan.kept_directions],
@@ -158,7 +163,7 @@ def _facts(
         ],
         "labels": labels,
         "llam": {
-            way: [layers.index(path) for path in maps[f"llam_{way}_weight"]["layer"].values.tolist()]
+            way: [layers.index(path) for path in maps["weight", way]["layer"].values.tolist()]
             for way in plan.directions
         },
     }
@@ -177,14 +182,14 @@ def _labels(heat: Any) -> list[str]:
     return ["all steps, layers and heads"] if dim == "row" else labels_along(heat, dim)
 
 
-def _start(plan: ReportPlan, maps: Mapping[str, Any]) -> dict[str, list[int]]:
+def _start(plan: ReportPlan, maps: Maps) -> dict[str, list[int]]:
     """The patches that are chosen at first: those with the most attention."""
     start = {"generated": [0, 0], "reference": [0, 0]}
-    for way, name in (("r2g", "generated"), ("g2r", "reference")):
-        heat = maps.get(f"ulam_{way}_density")
-        if heat is not None and bool(np.isfinite(heat.values).any()):
+    for way in plan.directions:
+        heat = maps["density", way]["ulam"]
+        if bool(np.isfinite(heat.values).any()):
             best = strongest_patches(plan.trace, heat)[0]
-            start[name] = [best.row, best.column]
+            start["generated" if way == "r2g" else "reference"] = [best.row, best.column]
     return start
 
 
@@ -229,7 +234,7 @@ def _class_facts(
         "cover": covers,
         "resize": resizes,
         "gain": gains,
-        "mask": None if mask is None else coverage(mask.astype(np.float64), one.queries.kept).ravel().tolist(),
+        "mask": None if mask is None else coverage(mask, one.queries.kept).ravel().tolist(),
     }
 
 
@@ -240,9 +245,9 @@ def _axes(matrix: Any, old: tuple[int, int], new: tuple[int, int]) -> dict[str, 
     }
 
 
-def scores_table(scores: TraceScores) -> list[list[str]]:
+def scores_table(scores: xr.Dataset) -> list[list[str]]:
     """The numbers of `attrace score` as lines of text, with a header."""
-    rows = [[row.score.replace("_", " "), row.of, _number(row.value), row.better] for row in scores.rows()]
+    rows = [[row.score.replace("_", " "), row.of, _number(row.value), row.better] for row in score_table(scores)]
     return [["score", "of", "value", "better"], *rows]
 
 

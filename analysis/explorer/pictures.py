@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 if TYPE_CHECKING:
-    from attrace.analysis.maps.plans import Size
+    from attrace.analysis.maps.plan import Size
     from attrace.analysis.trace.trace import Trace
 
 LONGEST_SIDE: Final = 384

@@ -9,12 +9,13 @@ from typing import Final, Literal
 import numpy as np
 from scipy import sparse
 
-from attrace.analysis.maps.levels import mappable_directions
-from attrace.analysis.maps.plans import Size, finest_grid, grid_plans
-from attrace.analysis.maps.time_groups import time_groups
+from attrace.analysis.maps.attribution import mappable_directions
+from attrace.analysis.maps.levels import time_groups
+from attrace.analysis.maps.masks import area_matrix, key_weights, normalised
+from attrace.analysis.maps.plan import Size, finest_grid, grid_plans
+from attrace.analysis.trace.key_segments import picture_keys
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.trace import Trace
-from attrace.analysis.trace.weights import area_matrix, key_weights, normalised, picture_segment
 from attrace.schemas import Direction, InputError, SiteClass
 from attrace.schemas.words import DIRECTIONS
 
@@ -121,7 +122,7 @@ def plan_report(trace: Trace, groups: int | None, most: int) -> ReportPlan:
     """
     directions = mappable_directions(trace)
     if "r2g" not in directions:
-        grid_plans(trace, "r2g", None, None)  # says why
+        grid_plans(trace, "r2g")  # says why
     view, reason = _view(trace)
     spans = tuple(time_groups(trace, groups))
     for most_cells, heads_apart in FINENESS:
@@ -139,7 +140,7 @@ def plan_report(trace: Trace, groups: int | None, most: int) -> ReportPlan:
 
 def _view(trace: Trace) -> tuple[KeyView, str]:
     try:
-        grid_plans(trace, "g2r", None, None)
+        grid_plans(trace, "g2r")
     except InputError as error:
         lines = {listed_keys(one.site_class) for one in trace.classes}
         listed = len(lines) == 1 and 1 < len(min(lines)) <= MOST_TOKENS
@@ -181,10 +182,8 @@ def _key_side(site_class: SiteClass, view: KeyView, most_cells: int) -> Side | N
     if view == "whole":
         weights = normalised(key_weights(site_class, None))
         return Side(everything, (1, 1), sparse.csc_array(weights[None]), coarser=False)
-    picture = picture_segment(site_class)
-    if picture is None or picture[1].grid is None:
-        return None
-    return _grid_side(picture[0], picture[1].grid, most_cells)
+    picture = picture_keys(site_class)
+    return None if picture is None else _grid_side(*picture, most_cells)
 
 
 def _grid_side(places: slice, grid: Size, most_cells: int) -> Side:

@@ -109,7 +109,7 @@ def _notes(plan: ReportPlan) -> list[str]:
 
 
 def _scores_note(contents: Contents) -> str:
-    masked = "" if contents.scores.cards else " The trace holds no mask that maps can be scored against."
+    masked = "" if "imacs" in contents.scores else " The trace holds no mask that maps can be scored against."
     return f"As attrace score gives them. docs/scores.md says what each number is, and when it misleads.{masked}"
 
 

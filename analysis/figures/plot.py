@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrace.analysis.figures.save import draw_chosen, draw_over, pictures_of, strongest_place
-from attrace.analysis.maps.attribution import hlam, llam, tlam, ulam
+from attrace.analysis.maps.attribution import attribution_map
 from attrace.analysis.maps.sram import sram
 from attrace.schemas.checks import require_choice
+from attrace.schemas.words import LEVELS
 
 if TYPE_CHECKING:
-    import xarray as xr
     from matplotlib.figure import Figure
 
     from attrace.analysis.figures.blend import Paint
     from attrace.analysis.maps.sram import At
     from attrace.analysis.trace.trace import Trace
     from attrace.schemas import Direction, Level
-
-_MAPS: Final[dict[str, Callable[..., xr.DataArray]]] = {"ulam": ulam, "tlam": tlam, "hlam": hlam, "llam": llam}
 
 
 def plot(
@@ -59,9 +56,9 @@ def plot(
     InputError
         As the map.
     """
-    require_choice(level, (*_MAPS, "sram"), "level")
+    require_choice(level, (*LEVELS, "sram"), "level")
     if level != "sram":
-        heat = _MAPS[level](trace, direction=direction or "r2g", density=density, **options)
+        heat = attribution_map(trace, level, direction=direction or "r2g", density=density, **options)
         return draw_over(heat, pictures_of(trace), paint=paint)
     direction = direction or "g2r"
     at = strongest_place(trace, direction) if at is None else at

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from attrace.analysis.figures.blend import Paint
 from attrace.analysis.figures.draw import DOTS_PER_INCH
 from attrace.analysis.figures.maps import PICTURE_OF, draw_map, draw_sram
-from attrace.analysis.maps.attribution import ulam
-from attrace.analysis.maps.i2am import Compat, as_published
-from attrace.analysis.maps.levels import compute_together, level_maps, mappable_directions
-from attrace.analysis.maps.plans import finest_grid
-from attrace.analysis.maps.resampler import Resampler
-from attrace.analysis.maps.sram import At, chosen_patches, sram
-from attrace.analysis.maps.strongest import strongest_patches
+from attrace.analysis.maps.attribution import MapOptions, level_maps, mappable_directions, ulam
+from attrace.analysis.maps.masks import coverage, trace_mask
+from attrace.analysis.maps.plan import finest_grid
+from attrace.analysis.maps.sram import At, chosen_patches, opposite, sram, strongest_patches
 from attrace.analysis.trace.trace import require_trace
-from attrace.analysis.trace.weights import coverage
 from attrace.schemas import Direction, Level
 from attrace.schemas.words import DIRECTIONS, LEVELS
 
@@ -25,7 +21,6 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from attrace.analysis.maps.plans import Size
     from attrace.analysis.trace.trace import Trace
 
 FileFormat = Literal["png", "pdf", "svg"]
@@ -38,19 +33,13 @@ def save_figures(
     levels: Iterable[Level | Literal["sram"]] = (*LEVELS, "sram"),
     directions: Iterable[Direction] | None = None,
     groups: int | None = None,
-    size: Size | None = None,
-    density: bool = True,
-    compat: Compat = None,
-    resampler: Resampler = None,
     at: At | None = None,
     paint: Paint | None = None,
     file_format: FileFormat = "png",
     overwrite: bool = False,
+    **options: Unpack[MapOptions],
 ) -> list[Path]:
     """Draw every level in every direction, and chosen patches, and write one file each, such as `ulam_r2g.png`.
-
-    R2G lies over the picture `generated` of the trace, with the outline of `mask`, G2R over `reference`; where the
-    trace has no such picture, the map is drawn alone. All maps are computed in one go.
 
     Parameters
     ----------
@@ -58,24 +47,16 @@ def save_figures(
         The trace, or a selection of it.
     folder
         Where the files go; made where it is not there.
-    levels, directions, groups, size
+    levels, directions, groups
         As for `level_maps`: every direction that has a map by default, and all levels, with `sram` for chosen patches.
-    density
-        Show attention relative to an even spread, so that layers of different grids compare; else plain weights.
-    compat
-        `i2am`: the values that the published code draws (`as_published`), of the maps that it computes; without
-        `density`.
-    resampler
-        As for `ulam`, of the `g2r` maps.
     at
         The chosen patches of `sram_g2r`, as for `sram`; by default the patch with the most attention of the other
         direction, inside the mask where there is one. `sram_r2g` always takes that default.
-    paint
-        Colours, opacity, and whether to interpolate between the cells.
-    file_format
-        `png`, `pdf` or `svg`.
-    overwrite
-        Replace files that are there.
+    paint, file_format, overwrite
+        As for `save_maps`.
+    **options
+        `size`, `layers`, `density` and `resampler` as for `attribution_map`; density by default, so that layers of
+        different grids compare.
 
     Returns
     -------
@@ -85,50 +66,84 @@ def save_figures(
     Raises
     ------
     FileExistsError
-        If a file is there and is not to be overwritten; before anything is computed.
+        If a file is there and is not to be overwritten.
     InputError
         If a direction that is asked for has no map.
     """
     require_trace(trace)
-    folder, levels = Path(folder), list(levels)
-    possible = mappable_directions(trace, compat=compat, resampler=resampler)
+    options = {"density": True, **options}
+    levels, resampler = list(levels), options.get("resampler")
+    possible = mappable_directions(trace, resampler=resampler)
     wanted = possible if directions is None else tuple(directions)
     maps = level_maps(
-        trace,
-        levels=[level for level in levels if level != "sram"],
-        directions=wanted,
-        groups=groups,
-        size=size,
-        density=density,
-        compat=compat,
-        resampler=resampler,
+        trace, levels=[one for one in levels if one != "sram"], directions=wanted, groups=groups, **options
     )
+    chosen: dict[Direction, At] = {}
     # choosing patches takes a grid on both sides, of the patches themselves to choose among them
-    mirrored = wanted if "sram" in levels and len(possible) == len(DIRECTIONS) else ()
-    if compat is not None or resampler is not None:
-        mirrored = tuple(direction for direction in mirrored if direction == "g2r")
-    files = {
-        name: folder / f"{name}.{file_format}" for name in [*maps, *(f"sram_{direction}" for direction in mirrored)]
-    }
+    if "sram" in levels and len(possible) == len(DIRECTIONS):
+        for direction in wanted if resampler is None else tuple(one for one in wanted if one == "g2r"):
+            chosen[direction] = at if at is not None and direction == "g2r" else strongest_place(trace, direction)
+            maps[f"{direction}/sram"] = sram(trace, chosen[direction], direction=direction, **options)
+    return save_maps(trace, maps, folder, chosen=chosen, paint=paint, file_format=file_format, overwrite=overwrite)
+
+
+def save_maps(
+    trace: Trace,
+    maps: xr.DataTree,
+    folder: str | Path,
+    *,
+    chosen: Mapping[Direction, At] | None = None,
+    paint: Paint | None = None,
+    file_format: FileFormat = "png",
+    overwrite: bool = False,
+) -> list[Path]:
+    """Draw maps of a trace over its pictures and write one file each, named by level and direction.
+
+    R2G lies over the picture `generated` of the trace, with the outline of `mask`, G2R over `reference`; where the
+    trace has no such picture, the map is drawn alone.
+
+    Parameters
+    ----------
+    trace
+        Whose pictures are below the maps.
+    maps
+        A child for each direction, whose variables are named by level, as `level_maps` gives them; `sram` is the map
+        of chosen patches. Lazy maps are computed in one go.
+    folder
+        Where the files go; made where it is not there.
+    chosen
+        The patches of each `sram`, to be marked on the other picture.
+    paint
+        Colours, opacity, and whether to interpolate between the cells.
+    file_format
+        `png`, `pdf` or `svg`.
+    overwrite
+        Replace files that are there.
+
+    Raises
+    ------
+    FileExistsError
+        If a file is there and is not to be overwritten; before anything is computed.
+    """
+    names = [(direction, str(level)) for direction, node in maps.children.items() for level in node.data_vars]
+    names.sort(key=lambda one: one[1] == "sram")
+    files = {one: Path(folder, f"{one[1]}_{one[0]}.{file_format}") for one in names}
     refuse_to_overwrite(files.values(), overwrite=overwrite)
-    pictures = pictures_of(trace)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, heat in compute_together(maps).items():
-        shown = heat if compat is None else as_published(heat)
-        save_figure(draw_over(shown, pictures, paint=paint), files[name])
-    for direction in mirrored:
-        place = at if at is not None and direction == "g2r" else strongest_place(trace, direction)
-        heat = sram(trace, place, direction=direction, size=size, density=density, compat=compat, resampler=resampler)
-        shown = heat if compat is None else as_published(heat)
-        save_figure(draw_chosen(trace, shown, place, paint=paint), files[f"sram_{direction}"])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    pictures, computed = pictures_of(trace), maps.compute()
+    for (direction, level), file in files.items():
+        heat = computed[direction].data_vars[level]
+        if level == "sram":
+            save_figure(draw_chosen(trace, heat, (chosen or {})[heat.attrs["direction"]], paint=paint), file)
+        else:
+            save_figure(draw_over(heat, pictures, paint=paint), file)
     return list(files.values())
 
 
 def strongest_place(trace: Trace, direction: Direction) -> tuple[int, int]:
     """The pixel to choose for `sram` where none is given: the one that the other direction's map is strongest at."""
-    mirror: Direction = "g2r" if direction == "r2g" else "r2g"
-    mask = trace.images.get("mask") if mirror == "r2g" else None
-    heat = ulam(trace, direction=mirror, queries=None if mask is None else mask.values > 127)
+    mirror = opposite(direction)
+    heat = ulam(trace, direction=mirror, queries=trace_mask(trace) if mirror == "r2g" else None)
     return strongest_patches(trace, heat)[0].pixel
 
 
@@ -145,7 +160,7 @@ def draw_chosen(trace: Trace, heat: xr.DataArray, at: At, *, paint: Paint | None
     What is marked are the patches of the finest grid that the choice touches: the least that the model can tell apart.
     """
     direction: Direction = "r2g" if heat.attrs.get("direction") == "r2g" else "g2r"
-    mirror: Direction = "g2r" if direction == "r2g" else "r2g"
+    mirror = opposite(direction)
     pictures = pictures_of(trace)
     chosen = coverage(chosen_patches(trace, at, direction), finest_grid(trace, mirror)) > 0
     return draw_sram(

@@ -1,25 +1,36 @@
 """What the published code of I2AM computes where that differs from the definition; `docs/method.md` explains each.
 
-The code is github.com/qkrwnstj306/I2AM, which maps StableVITON.
+The code is github.com/qkrwnstj306/I2AM, which maps StableVITON, and github.com/qkrwnstj306/viton-step-1 (v2), which
+maps the paper's custom model. The functions have the names of those that follow the definition: `i2am.ulam(trace)`,
+`i2am.sram(trace, at)`.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from attrace.analysis.maps.attribution import described, possible_directions, tree_of_maps
+from attrace.analysis.maps.levels import level_map
+from attrace.analysis.maps.masks import Keys, Queries, as_mask
+from attrace.analysis.maps.plan import GridPlan, Size, checked_size, finest, finest_grid, grid_plans
 from attrace.analysis.maps.resize import resize
-from attrace.analysis.trace.trace import Trace
-from attrace.analysis.trace.weights import as_mask
+from attrace.analysis.maps.sram import At, as_sram, chosen_patches
+from attrace.analysis.trace.selection import Layers
+from attrace.analysis.trace.trace import Trace, require_trace
+from attrace.analysis.trace.traces import Traces, map_each
 from attrace.schemas import Direction, InputError, Level
-from attrace.schemas.words import DIRECTIONS
+from attrace.schemas.checks import require_choice
+from attrace.schemas.words import DIRECTIONS, LEVELS
 
-Compat = Literal["i2am"] | None
-"""Whose code is followed where that differs from the definition."""
+Code = Literal["stableviton", "viton-step-1"]
+"""Whose published code is followed."""
 
 THRESHOLD: Final = 0.4
 """Scaled values up to this become 0."""
@@ -37,6 +48,90 @@ FLOW_BLOCKS: Final[dict[Level, tuple[int, ...]]] = {
 
 _FLOW_BLOCK: Final = re.compile(r"(?:^|\.)warp_flow_blks\.(\d+)\.")
 _MIDDLE: Final = ("middle_block", "mid_block")
+
+
+def attribution_map(
+    trace: Trace | Traces,
+    level: Level,
+    *,
+    direction: Direction = "r2g",
+    size: Size | None = None,
+    layers: Layers = None,
+    queries: Queries = None,
+    keys: Keys = None,
+    groups: int | None = None,
+    group_size: int | None = None,
+) -> xr.DataArray:
+    """Attribution map as the published code computes it: its layers, all keys for `r2g`, the sum over the steps.
+
+    Parameters, result and errors are those of `attribution_map` of the definition. `layers`, or a selection of layers
+    of the trace, takes the place of the code's choice. By default a map has the finest grid of its direction, a `g2r`
+    map that of the layers that it takes.
+    """
+    if isinstance(trace, Traces):
+        options = {"level": level, "direction": direction, "layers": layers, "queries": queries, "keys": keys}
+        options |= {"groups": groups, "group_size": group_size}
+        sizes = (_default_size(direction, *_planned(one, level, direction)) for one in trace)
+        return map_each(trace, attribution_map, finest(sizes) if size is None else checked_size(size), options)
+    chosen, plans = _planned(trace, level, direction, layers, queries, keys)
+    shape = _default_size(direction, chosen, plans) if size is None else checked_size(size)
+    maps = level_map(chosen, level, plans, shape, groups=groups, group_size=group_size, over_steps="sum")
+    return described(maps, direction, {"normalisation": "none", "compat": "i2am"})
+
+
+ulam = partial(attribution_map, level="ulam")
+tlam = partial(attribution_map, level="tlam")
+hlam = partial(attribution_map, level="hlam")
+llam = partial(attribution_map, level="llam")
+
+
+def sram(
+    trace: Trace,
+    at: At,
+    *,
+    level: Level = "ulam",
+    size: Size | None = None,
+    layers: Layers = None,
+    groups: int | None = None,
+    group_size: int | None = None,
+) -> xr.DataArray:
+    """Attribution map of chosen generated patches as published: a map over the reference.
+
+    A mask chooses the patches whose first pixel lies inside it, each whole; a pixel and a box choose by area.
+    """
+    chosen = chosen_patches(trace, at)
+    if np.ndim(at) == 2:
+        selected, _ = _planned(trace, level, "g2r", layers)
+        grid = max(grid for one in selected.classes if (grid := one.site_class.query_grid))
+        chosen = sampled(chosen, grid)
+    options: dict[str, Any] = {"size": size, "layers": layers, "groups": groups, "group_size": group_size}
+    return as_sram(attribution_map(trace, level, direction="g2r", queries=chosen, **options))
+
+
+def level_maps(
+    trace: Trace,
+    *,
+    levels: Iterable[Level] = LEVELS,
+    directions: Iterable[Direction] | None = None,
+    groups: int | None = None,
+    size: Size | None = None,
+) -> xr.DataTree:
+    """Maps of several levels and directions, lazily: a child for each direction, whose variables are the levels.
+
+    All levels of a direction have one size: by default that of the unified map.
+    """
+
+    def make(level: Level, direction: Direction) -> xr.DataArray:
+        shape = size or _default_size(direction, *_planned(trace, "ulam", direction))
+        of_groups = groups if level == "tlam" else None
+        return attribution_map(trace, level, direction=direction, size=shape, groups=of_groups)
+
+    return tree_of_maps(make, levels, mappable_directions(trace) if directions is None else directions)
+
+
+def mappable_directions(trace: Trace) -> tuple[Direction, ...]:
+    """The directions that have a map; an InputError with the reasons where there is none."""
+    return possible_directions(lambda direction: _planned(trace, "ulam", direction))
 
 
 def published_layers(trace: Trace, direction: Direction, level: Level) -> Trace:
@@ -62,8 +157,8 @@ def published_layers(trace: Trace, direction: Direction, level: Level) -> Trace:
         blocks = ", ".join(map(str, FLOW_BLOCKS[level]))
         wanted = f"warp_flow_blks {blocks} of StableVITON" if direction == "g2r" else "layers outside the middle block"
         raise InputError(
-            f"trace {trace.path}: compat='i2am' takes {wanted} for {direction}, and none is selected; layers= names "
-            "others for the same formula"
+            f"trace {trace.path}: the published code of I2AM takes {wanted} for {direction}, and none is selected; "
+            "layers= names others for the same formula"
         )
     return trace.sel(layer=chosen)
 
@@ -84,45 +179,57 @@ def sampled(mask: NDArray[np.float64], grid: tuple[int, int]) -> NDArray[np.floa
 
 
 def as_published(
-    attribution: xr.DataArray, *, size: tuple[int, int] | None = None, mask: ArrayLike | None = None
+    attribution: xr.DataArray,
+    *,
+    code: Code = "stableviton",
+    size: tuple[int, int] | None = None,
+    mask: ArrayLike | None = None,
 ) -> xr.DataArray:
     """The values that the published code draws and scores, without its colours.
 
     Parameters
     ----------
     attribution
-        (row, column) and any other dimensions, with the attribute `direction`; lazy or not. Those of
-        `ulam(trace, compat="i2am")` and the like give the published numbers.
+        (row, column) and any other dimensions, with the attribute `direction`; lazy or not. Those of `i2am.ulam(trace)`
+        and the like give the published numbers.
+    code
+        `stableviton` inverts an `r2g` map and multiplies a `g2r` map by the mask first; `viton-step-1` does neither.
     size
         Rows and columns of the picture; by default those of the map.
     mask
-        (row, column) over the reference: a `g2r` map is multiplied by it first, as the code does.
+        (row, column) over the reference.
 
     Returns
     -------
     xarray.DataArray
-        In [0, 1]: the map times the mask (resized, bicubic), scaled by its least and largest value, resized to the
-        picture (bicubic), scaled again, turned round for `r2g` (1 - map), values up to 0.4 set to 0.
+        In [0, 1]: the map (times the mask, resized) scaled by its least and largest value, resized to the picture
+        (bicubic), scaled again, inverted (1 - map) or not, values up to 0.4 set to 0.
 
     Raises
     ------
     InputError
-        If the map has no row and column or no direction, or the mask is none.
+        If the map has no row and column or no direction, the mask is none, or there is no such code.
     """
     direction = attribution.attrs.get("direction")
+    require_choice(code, get_args(Code), "code")
     if direction not in DIRECTIONS:
         raise InputError(
-            f"compat='i2am' needs the direction of the map: its attribute 'direction' is {direction!r}, expected r2g "
-            "or g2r"
+            "the published values depend on the direction of the map: its attribute 'direction' is "
+            f"{direction!r}, expected r2g or g2r"
         )
     if not {"row", "column"} <= set(attribution.dims):
         raise InputError(f"expected a map with the dims row and column, found {attribution.dims}")
     grid = (attribution.sizes["row"], attribution.sizes["column"])
-    covered = None if mask is None or direction == "r2g" else resize(as_mask(mask, "mask"), grid)
+    multiplied = mask is not None and direction == "g2r" and code == "stableviton"
+    covered = resize(as_mask(mask, "mask"), grid) if multiplied else None  # type: ignore[arg-type]
     shown: xr.DataArray = xr.apply_ufunc(
         _shown,
         attribution,
-        kwargs={"covered": covered, "size": size or grid, "turned": direction == "r2g"},
+        kwargs={
+            "covered": covered,
+            "size": size or grid,
+            "inverted": direction == "r2g" and code == "stableviton",
+        },
         input_core_dims=[["row", "column"]],
         output_core_dims=[["row", "column"]],
         exclude_dims={"row", "column"},
@@ -133,7 +240,29 @@ def as_published(
             "output_sizes": dict(zip(("row", "column"), size or grid, strict=True)),
         },
     )
-    return shown.rename(attribution.name).assign_attrs(attribution.attrs, units="1", compat="i2am")
+    return shown.rename(attribution.name).assign_attrs(attribution.attrs, units="1", compat=code)
+
+
+def _planned(
+    trace: Trace,
+    level: Level,
+    direction: Direction,
+    layers: Layers = None,
+    queries: Queries = None,
+    keys: Keys = None,
+) -> tuple[Trace, list[GridPlan]]:
+    """The trace with the layers of a map selected, and the plans of their classes."""
+    require_trace(trace)
+    require_choice(level, LEVELS, "level")
+    chosen = trace if layers is None else trace.sel(layer=layers)
+    if chosen.selected_paths is None:
+        chosen = published_layers(trace, direction, level)
+    keys = "all" if keys is None and direction == "r2g" else keys
+    return chosen, grid_plans(chosen, direction, queries=queries, keys=keys)
+
+
+def _default_size(direction: Direction, trace: Trace, plans: Iterable[GridPlan]) -> Size:
+    return finest_grid(trace, direction) if direction == "r2g" else finest(plan.grid for plan in plans)
 
 
 def _flow_block(path: str) -> int | None:
@@ -142,11 +271,11 @@ def _flow_block(path: str) -> int | None:
 
 
 def _shown(
-    maps: NDArray[Any], *, covered: NDArray[np.float64] | None, size: tuple[int, int], turned: bool
+    maps: NDArray[Any], *, covered: NDArray[np.float64] | None, size: tuple[int, int], inverted: bool
 ) -> NDArray[np.float64]:
     values = maps.astype(np.float64) if covered is None else maps * covered
     scaled = _scaled(resize(_scaled(values), size))
-    scaled = 1 - scaled if turned else scaled
+    scaled = 1 - scaled if inverted else scaled
     shown: NDArray[np.float64] = np.where(scaled <= THRESHOLD, 0, scaled)
     return shown
 

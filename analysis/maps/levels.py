@@ -1,101 +1,159 @@
-"""The maps of several levels and directions at once, computed in one go."""
+"""Levels: from marginals to the map of a level, averaged over the dimensions that the level does not keep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final, Literal, SupportsIndex
 
-from attrace.analysis.maps.attribution import MapOptions, hlam, llam, planned, tlam, ulam
-from attrace.analysis.maps.i2am import Compat
-from attrace.analysis.maps.plans import Size
-from attrace.analysis.maps.resampler import Resampler
-from attrace.schemas import Direction, InputError, Level
-from attrace.schemas.words import DIRECTIONS, LEVELS
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import xarray as xr
+from attrace.analysis.maps.marginals import marginal_array
+from attrace.analysis.maps.plan import GridPlan, Size
+from attrace.analysis.maps.resampler import laid_on_patches
+from attrace.analysis.maps.resize import resize
+from attrace.analysis.trace.trace import Trace
+from attrace.schemas import InputError, Level
+from attrace.schemas.checks import require_choice, require_type
+from attrace.schemas.words import LEVELS
 
-    from attrace.analysis.trace.trace import Trace
+KEPT_DIMS: Final[dict[Level, tuple[str, ...]]] = {
+    "ulam": (),
+    "tlam": ("time_group",),
+    "hlam": ("head",),
+    "llam": ("layer",),
+}
+"""Dimensions that the map of each level keeps beside (row, column)."""
 
-MAKERS: Final[Mapping[Level, Callable[..., xr.DataArray]]] = {"ulam": ulam, "tlam": tlam, "hlam": hlam, "llam": llam}
-"""What makes the map of each level."""
+DEFAULT_GROUPS: Final = 5
+"""Groups of steps of a time-level map."""
 
-
-def mappable_directions(trace: Trace, *, compat: Compat = None, resampler: Resampler = None) -> tuple[Direction, ...]:
-    """The directions that have a map; a reference that is one vector has no map over it.
-
-    Raises
-    ------
-    InputError
-        If there is none, with the reason for both.
-    """
-    found: list[Direction] = []
-    reasons = []
-    for direction in DIRECTIONS:
-        try:
-            planned(trace, "ulam", direction, _options_of(direction, compat, resampler))
-        except InputError as error:
-            reasons.append(str(error))
-        else:
-            found.append(direction)
-    if not found:
-        raise InputError("; ".join(dict.fromkeys(reasons)))
-    return tuple(found)
+OverSteps = Literal["mean", "sum"]
 
 
-def level_maps(
+def level_map(
     trace: Trace,
+    level: Level,
+    plans: Sequence[GridPlan],
+    size: Size,
     *,
-    levels: Iterable[Level] = LEVELS,
-    directions: Iterable[Direction] | None = None,
     groups: int | None = None,
-    size: Size | None = None,
-    density: bool = False,
-    compat: Compat = None,
-    resampler: Resampler = None,
-) -> dict[str, xr.DataArray]:
-    """Maps by name, such as `ulam_r2g`, lazily.
-
-    Parameters
-    ----------
-    trace
-        The trace, or a selection of it.
-    levels
-        All by default.
-    directions
-        Those that have a map by default.
-    groups
-        Groups of steps of the time-level maps.
-    size, density, compat
-        As for `ulam`.
-    resampler
-        As for `ulam`, of the `g2r` maps.
+    group_size: int | None = None,
+    over_steps: OverSteps = "mean",
+) -> xr.DataArray:
+    """The map of a level from the plans of its classes: each layer and head over the steps, on one grid, averaged.
 
     Raises
     ------
     InputError
-        If a direction has no map.
+        If there is no such level, or groups are given that it does not have.
     """
-    chosen = tuple(levels)
-    shared: dict[str, Any] = {"size": size, "density": density, "compat": compat}
-    maps = {}
-    if directions is None:
-        directions = mappable_directions(trace, compat=compat, resampler=resampler)
-    for direction in directions:
-        for level in chosen:
-            options = shared | ({"groups": groups} if level == "tlam" else {})
-            options |= {"resampler": resampler} if direction == "g2r" else {}
-            maps[f"{level}_{direction}"] = MAKERS[level](trace, direction=direction, **options)
+    require_choice(level, LEVELS, "level")
+    if level != "tlam" and (groups, group_size) != (None, None):
+        raise InputError(f"groups and group_size are those of tlam; {level} takes all steps together")
+    spans = time_groups(trace, groups, group_size) if level == "tlam" else [slice(0, trace.steps)]
+    maps = xr.concat([_class_maps(plan, trace, size, spans, over_steps) for plan in plans], "layer", join="outer")
+    in_order = np.argsort(maps["call_order"].values, kind="stable")
+    maps = maps.drop_vars("call_order").isel(layer=in_order)
+    averaged = {"time_group", "layer", "head"}.difference(KEPT_DIMS[level])
+    levelled = maps.mean(averaged, skipna=True).transpose(*KEPT_DIMS[level], "row", "column")
+    if level == "tlam":
+        calls = {"first_call": [span.start for span in spans], "last_call": [span.stop - 1 for span in spans]}
+        levelled = levelled.assign_coords({name: ("time_group", trace.time[steps]) for name, steps in calls.items()})
+    return levelled.assign_attrs(
+        level=level,
+        units="1",
+        source=trace.path,
+        context=str(trace.context),
+        branch=str(trace.branch),
+        layers=maps.sizes["layer"],
+        steps=trace.steps,
+        **({} if trace.picture is None else {"picture": trace.picture}),
+    )
+
+
+def time_groups(trace: Trace, groups: int | None = None, group_size: int | None = None) -> list[slice]:
+    """Groups of consecutive selected steps, as slices of them.
+
+    Raises
+    ------
+    InputError
+        If both numbers are given, or they do not fit the steps.
+    """
+    for name, number in (("groups", groups), ("group_size", group_size)):
+        require_type(number, SupportsIndex | None, name, "a whole number")
+    if groups is not None and group_size is not None:
+        raise InputError("give either groups (how many) or group_size (steps in each), not both")
+    if trace.steps == 0:
+        raise InputError(f"trace {trace.path} has no finished step yet: there is nothing to map")
+    if group_size is not None:
+        if group_size < 1:
+            raise InputError(f"group_size: expected at least 1 step, found {group_size}")
+        starts = list(range(0, trace.steps, group_size))
+    else:
+        count = min(DEFAULT_GROUPS, trace.steps) if groups is None else groups
+        if not 1 <= count <= trace.steps:
+            raise InputError(f"groups: expected 1 to {trace.steps} groups of {trace.steps} steps, found {count}")
+        starts = [part * trace.steps // count for part in range(count)]
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], trace.steps], strict=True)]
+
+
+def _class_maps(
+    plan: GridPlan, trace: Trace, size: Size, spans: Sequence[slice], over_steps: OverSteps
+) -> xr.DataArray:
+    """Maps of every layer and head of a class: (time_group, layer, head, row, column); NaN where nothing was called."""
+    marginals = marginal_array(trace, plan.marginals, plan.quantity)
+    if plan.shares is not None:
+        marginals = laid_on_patches(marginals, plan.shares)
+    on_grid = partial(_on_grid, patches=plan.patches, grid=plan.grid, gain=plan.gain, size=size, over_steps=over_steps)
+    grouped = da.concatenate([_maps_of_span(marginals[span], on_grid, size) for span in spans])
+    selected = plan.marginals.selected
+    coordinates = {
+        "layer": np.array(selected.paths, dtype=np.str_),
+        "head": np.array(selected.heads, dtype=np.int32),
+        "row": np.arange(size[0]),
+        "column": np.arange(size[1]),
+        "call_order": ("layer", [selected.site_class.sites[layer].order for layer in selected.layers]),
+    }
+    return xr.DataArray(grouped, coordinates, ("time_group", "layer", "head", "row", "column"))
+
+
+def _maps_of_span(marginals: da.Array, on_grid: partial[NDArray[Any]], size: Size) -> da.Array:
+    """Mean or sum over the steps, as maps: (time, layer, head, query or key) to (1, layer, head, row, column)."""
+    blocks, layers, heads, tokens = marginals.chunks
+    made: dict[str, Any] = {"dtype": marginals.dtype, "meta": np.empty((0,) * 5, marginals.dtype)}
+    in_blocks = ((1,) * len(blocks), layers, heads, tokens, (2,))
+    sums = da.map_blocks(_sum_and_count, marginals, chunks=in_blocks, new_axis=4, **made).rechunk({0: -1})
+    maps: da.Array = da.map_blocks(on_grid, sums, chunks=((1,), layers, heads, (size[0],), (size[1],)), **made)
     return maps
 
 
-def _options_of(direction: Direction, compat: Compat, resampler: Resampler) -> MapOptions:
-    """A resampler lays maps over the reference alone."""
-    return MapOptions(compat=compat, resampler=resampler if direction == "g2r" else None)
+def _sum_and_count(marginals: NDArray[Any]) -> NDArray[Any]:
+    """Sum over the steps without NaN, and how many it holds: (1, layer, head, query or key, sum and count)."""
+    sums = marginals.sum(axis=0)
+    if np.isfinite(sums).all():
+        return np.stack([sums, np.full_like(sums, len(marginals))], axis=-1)[None]
+    called = ~np.isnan(marginals)
+    totals = np.where(called, marginals, 0).sum(axis=0)
+    return np.stack([totals, called.sum(axis=0, dtype=marginals.dtype)], axis=-1)[None]
 
 
-def compute_together(maps: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:
-    """Compute lazy maps in one go, so that what they share is read once."""
-    import dask.base
-
-    return dict(zip(maps, dask.base.compute(*maps.values()), strict=True))
+def _on_grid(
+    sums: NDArray[Any],
+    *,
+    patches: slice,
+    grid: Size,
+    gain: NDArray[np.float64],
+    size: Size,
+    over_steps: OverSteps,
+) -> NDArray[Any]:
+    """Mean or sum over all steps, laid on the grid, resized and clamped: (1, layer, head, row, column)."""
+    total, count = np.moveaxis(sums.sum(axis=0)[:, :, patches], -1, 0)
+    with np.errstate(invalid="ignore"):
+        reduced = (np.where(count > 0, total, np.nan) if over_steps == "sum" else total / count) * gain
+    on_grid = resize(reduced.astype(total.dtype).reshape(*total.shape[:2], *grid), size)
+    maps: NDArray[Any] = np.maximum(on_grid, 0)[None]
+    return maps

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from attrace.analysis.kernels.softmaxes import key_shares, require_device, softmax_marginals
 from attrace.analysis.kernels.values import Factors, Scores, SiteValues
 from attrace.analysis.kernels.workspace import Workspace
+from attrace.analysis.maps.masks import Keys, Queries, Weights, key_weights, normalised, query_weights
 from attrace.analysis.trace.blocks import Chunks, array_of_blocks, split
 from attrace.analysis.trace.derived import Derived, open_derived
 from attrace.analysis.trace.selected import SelectedClass
@@ -28,12 +29,11 @@ from attrace.analysis.trace.views import (
     query_coordinates,
     require_steps,
 )
-from attrace.analysis.trace.weights import Keys, Queries, Weights, key_weights, normalised, query_weights
 from attrace.schemas import InputError, SiteClass
 from attrace.schemas.layout import DERIVED_STEPS_PER_CHUNK
 
-Places = NDArray[np.int64] | slice
-"""Places of queries or keys along their dimension."""
+Index = NDArray[np.int64] | slice
+"""Queries or keys along their dimension."""
 
 STEPS_PER_BLOCK: Final = 10
 """Steps of one layer that one task takes."""
@@ -126,8 +126,12 @@ def _dataset(trace: Trace, plan: MarginalPlan) -> xr.Dataset:
     site_class = plan.selected.site_class
     coordinates = class_coordinates(trace, plan.selected) | query_coordinates(site_class) | key_coordinates(site_class)
     variables = {
-        quantity: (("time", "layer", "head", TOKEN_DIMS[quantity]), array, ATTRIBUTES[quantity])
-        for quantity, array in marginal_arrays(trace, plan).items()
+        quantity: (
+            ("time", "layer", "head", TOKEN_DIMS[quantity]),
+            marginal_array(trace, plan, quantity),
+            ATTRIBUTES[quantity],
+        )
+        for quantity in plan.quantities
     }
     return xr.Dataset(variables, coordinates, {"source": trace.path})
 
@@ -138,7 +142,7 @@ class MarginalPlan:
 
     selected: SelectedClass
     steps: tuple[int, ...]
-    """Places of the steps along the stored `time` dimension."""
+    """Index of the steps along the stored `time` dimension."""
     query_weights: Weights | None = None
     """Of each query in the mean over queries, not normalised; None for all alike."""
     key_weights: Weights | None = None
@@ -167,7 +171,7 @@ class MarginalPlan:
         """Weights of the keys."""
         return key_weights(self.selected.site_class, None) if self.key_weights is None else self.key_weights
 
-    def touched(self) -> tuple[Places, Places]:
+    def touched(self) -> tuple[Index, Index]:
         """Queries and keys that a pass needs: for one direction alone, those that have a weight."""
         everything = slice(None)
         if self.quantities == ("g2r",):
@@ -184,19 +188,11 @@ class MarginalPlan:
         return tuple(lengths[TOKEN_DIMS[quantity]] for quantity in self.quantities)
 
 
-def marginal_arrays(trace: Trace, plan: MarginalPlan) -> dict[Quantity, da.Array]:
-    """What a plan asks for, lazily: (time, layer, head, query or key) each.
-
-    Read from the cache in the store where that holds it, else computed.
-    """
-    derived = _kept(trace, plan)
-    if derived is None:
-        return _computed_arrays(trace, plan)
-    return {quantity: _kept_array(trace, plan, derived, quantity) for quantity in plan.quantities}
-
-
 def marginal_array(trace: Trace, plan: MarginalPlan, quantity: Quantity) -> da.Array:
-    """One of what `marginal_arrays` gives: where it is kept, no graph is made of the others."""
+    """One of the quantities of a plan, lazily: (time, layer, head, query or key).
+
+    Read from the cache in the store where that holds it, else computed in one pass that all quantities share.
+    """
     derived = _kept(trace, plan)
     if derived is None:
         return _computed_arrays(trace, plan)[quantity]
@@ -291,7 +287,7 @@ def _quantities(
     return [r2g if quantity == "r2g" else g2r for quantity in plan.quantities]
 
 
-def select_values(values: SiteValues, heads: Sequence[int], queries: Places, keys: Places) -> SiteValues:
+def select_values(values: SiteValues, heads: Sequence[int], queries: Index, keys: Index) -> SiteValues:
     """The values of some heads, queries and keys; not copied where these are all."""
     lse = None if values.lse is None else _select(values.lse, heads, queries)
     if isinstance(values, Scores):
@@ -301,11 +297,11 @@ def select_values(values: SiteValues, heads: Sequence[int], queries: Places, key
     return Factors(_select(values.query, heads, queries), _select(values.key, heads, keys), values.scale, bias, lse)
 
 
-def _select(array: NDArray[Any], heads: Sequence[int], tokens: Places) -> NDArray[Any]:
+def _select(array: NDArray[Any], heads: Sequence[int], tokens: Index) -> NDArray[Any]:
     """Some heads and tokens of (head, token, ...); the very array where these are all."""
     of_heads = array if len(heads) == len(array) else array[list(heads)]
     return of_heads if _is_all(tokens) else of_heads[:, tokens]
 
 
-def _is_all(places: Places) -> bool:
+def _is_all(places: Index) -> bool:
     return isinstance(places, slice) and places == slice(None)

@@ -17,9 +17,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from attrace.analysis.trace.key_segments import picture_keys
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.trace import Trace
-from attrace.analysis.trace.weights import picture_segment
 from attrace.schemas import InputError, SiteClass
 
 Resampler = Literal["last", "rollout"] | None
@@ -135,9 +135,9 @@ def _layers_of(trace: Trace, adapter: int) -> tuple[str, list[str], tuple[int, i
     for one in trace.manifest.classes:
         found = {path: _LAYER.search(path) for path in (site.path for site in one.sites)}
         paths = [path for path, match in found.items() if match is not None and int(match[1]) == adapter]
-        picture = picture_segment(one)
-        if paths and picture is not None and picture[1].grid is not None and one.branch == trace.branch:
-            return one.group, sorted(paths, key=lambda path: int(_LAYER.search(path)[2])), picture[1].grid  # type: ignore[index]
+        picture = picture_keys(one)
+        if paths and picture is not None and one.branch == trace.branch:
+            return one.group, sorted(paths, key=lambda path: int(_LAYER.search(path)[2])), picture[1]  # type: ignore[index]
     raise InputError(
         f"trace {trace.path} has no resampler of adapter {adapter} (sites encoder_hid_proj.*): the adapter has none, "
         "or layers= left it out of the recording"

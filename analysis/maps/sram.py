@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from attrace.analysis.maps.attribution import MapOptions, attribution_map, planned
-from attrace.analysis.maps.i2am import Compat, sampled
-from attrace.analysis.maps.plans import Size, finest_grid
-from attrace.analysis.maps.resampler import Resampler
-from attrace.analysis.maps.time_groups import time_group_coordinates, time_groups
-from attrace.analysis.trace.selection import Layers
+from attrace.analysis.maps.attribution import MapOptions, attribution_map
+from attrace.analysis.maps.masks import as_mask
+from attrace.analysis.maps.plan import Size, finest_grid
 from attrace.analysis.trace.trace import Trace, require_trace
-from attrace.analysis.trace.weights import as_mask
 from attrace.schemas import Direction, InputError, Level
 from attrace.schemas.checks import require_choice
-from attrace.schemas.words import DIRECTIONS, LEVELS
+from attrace.schemas.words import DIRECTIONS
 
 At = tuple[int, int] | tuple[int, int, int, int] | ArrayLike
 """Chosen patches: a pixel (row, column), a box (top, left, bottom, right; the last two not included), or a mask
 (row, column) of any resolution."""
+
+
+class Patch(NamedTuple):
+    """One cell of a map."""
+
+    row: int
+    column: int
+    pixel: tuple[int, int]
+    """Row and column of its middle, in pixels of the picture that the map lies over."""
+    weight: float
+    """Its value."""
+    share: float
+    """Its part of the sum of the map."""
 
 
 def sram(
@@ -31,13 +40,9 @@ def sram(
     *,
     direction: Direction = "g2r",
     level: Level = "ulam",
-    size: Size | None = None,
-    layers: Layers = None,
     groups: int | None = None,
     group_size: int | None = None,
-    density: bool = False,
-    compat: Compat = None,
-    resampler: Resampler = None,
+    **options: Unpack[MapOptions],
 ) -> xr.DataArray:
     """Attribution map of chosen patches (I2AM's specific reference attribution map).
 
@@ -57,13 +62,10 @@ def sram(
     level
         What is averaged, as for the maps of the same names: `ulam` steps, layers and heads; `tlam`, `hlam` and `llam`
         keep groups of steps, heads or layers.
-    size, layers, density, resampler
-        As in `ulam`.
     groups, group_size
         As in `tlam`.
-    compat
-        As in `ulam`. A mask then chooses the patches whose first pixel lies inside it, each whole. The published code
-        has `g2r` alone.
+    **options
+        `size`, `layers`, `density` and `resampler` as in `attribution_map`.
 
     Returns
     -------
@@ -78,23 +80,17 @@ def sram(
         If `layers` names no layer.
     """
     chosen = chosen_patches(trace, at, direction)
-    require_choice(level, LEVELS, "level")
-    if compat is not None:
-        if direction != "g2r":
-            raise InputError("compat='i2am' has chosen patches for direction='g2r' only, as the published code")
-        if np.ndim(at) == 2:
-            taken, _ = planned(trace, level, direction, MapOptions(layers, compat=compat))
-            chosen = sampled(chosen, max(grid for one in taken.classes if (grid := one.site_class.query_grid)))
     subset: dict[str, Any] = {"queries": chosen} if direction == "g2r" else {"keys": chosen}
-    options = MapOptions(layers, **subset, density=density, compat=compat, resampler=resampler)
-    spans = time_groups(trace, groups, group_size) if level == "tlam" else None
-    maps = attribution_map(trace, level, direction, size, options, spans)
-    if spans is not None:
-        maps = maps.assign_coords(time_group_coordinates(trace, spans))
+    time: dict[str, Any] = {"groups": groups, "group_size": group_size}
+    return as_sram(attribution_map(trace, level, direction=direction, **subset, **options, **time))
+
+
+def as_sram(maps: xr.DataArray) -> xr.DataArray:
+    """The map of a level under chosen patches, with the name and attributes of an SRAM."""
+    direction, level = maps.attrs["direction"], maps.attrs["level"]
     over = "reference" if direction == "g2r" else "generated picture"
-    return maps.rename(f"sram_{direction}").assign_attrs(
-        level="sram", over=level, long_name=f"attribution of chosen patches over the {over}"
-    )
+    named: xr.DataArray = maps.rename(f"sram_{direction}")
+    return named.assign_attrs(level="sram", over=level, long_name=f"attribution of chosen patches over the {over}")
 
 
 def chosen_patches(trace: Trace, at: At, direction: Direction = "g2r") -> NDArray[np.float64]:
@@ -128,10 +124,10 @@ def chosen_patches(trace: Trace, at: At, direction: Direction = "g2r") -> NDArra
 
 
 def picture_size(trace: Trace, direction: Direction = "g2r") -> Size:
-    """Rows and columns in which `at` counts.
+    """Rows and columns of the picture that patches are chosen in: the generated one for `g2r`, the reference for `r2g`.
 
-    Those of the generated picture for `g2r`, of the reference for `r2g`; of the finest grid over it where the trace
-    does not know the picture.
+    Those of the finest grid over it where the trace does not know the picture. A map of a direction lies over the
+    picture of the other one.
     """
     if direction == "g2r" and trace.manifest.image_size is not None:
         return trace.manifest.image_size
@@ -139,4 +135,35 @@ def picture_size(trace: Trace, direction: Direction = "g2r") -> Size:
     if name in trace.images:
         rows, columns = trace.images[name].shape[:2]
         return rows, columns
-    return finest_grid(trace, "r2g" if direction == "g2r" else "g2r")
+    return finest_grid(trace, opposite(direction))
+
+
+def opposite(direction: str) -> Direction:
+    """The other direction."""
+    return "g2r" if direction == "r2g" else "r2g"
+
+
+def strongest_patches(trace: Trace, heat: xr.DataArray, count: int = 1) -> list[Patch]:
+    """The cells of a map (row, column) with the largest values, the largest first.
+
+    Raises
+    ------
+    InputError
+        If the map has other dimensions, or no value.
+    """
+    if set(heat.dims) != {"row", "column"}:
+        raise InputError(f"expected a map (row, column), found dims {heat.dims}: select one first")
+    values = np.asarray(heat.transpose("row", "column").values, np.float64)
+    known = np.flatnonzero(np.isfinite(values))
+    if not known.size:
+        raise InputError("the map has no finite value: the selected layers were not called in the selected steps")
+    order = known[np.argsort(-values.ravel()[known], kind="stable")][:count]
+    size = picture_size(trace, opposite(heat.attrs.get("direction", "g2r")))
+    down, across = (length / cells for length, cells in zip(size, values.shape, strict=True))
+    total = float(np.nansum(values))
+    patches = []
+    for row, column in (divmod(int(cell), values.shape[1]) for cell in order):
+        weight = float(values[row, column])
+        pixel = int((row + 0.5) * down), int((column + 0.5) * across)
+        patches.append(Patch(row, column, pixel, weight, weight / total if total else 0.0))
+    return patches

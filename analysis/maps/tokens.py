@@ -1,29 +1,30 @@
-"""Maps of text tokens over the generated picture, as DAAM draws them."""
+"""Maps of text tokens over the generated picture, and finding words among tokens, whichever tokenizer cut them."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
 import xarray as xr
 
-from attrace.analysis.maps import daam
-from attrace.analysis.maps.level_map import level_map
+from attrace.analysis.maps.levels import level_map
 from attrace.analysis.maps.marginals import ATTRIBUTES, MarginalPlan
-from attrace.analysis.maps.plans import GridPlan, Size, checked_size, finest_grid
-from attrace.analysis.maps.time_groups import time_group_coordinates, time_groups
-from attrace.analysis.maps.words import plain_text, runs_of_word
+from attrace.analysis.maps.plan import GridPlan, Size, checked_size, finest_grid
+from attrace.analysis.trace.key_segments import key_slices
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.selection import Layers
 from attrace.analysis.trace.trace import Trace, require_trace
 from attrace.schemas import InputError, Level, SelectionError, SiteClass
-from attrace.schemas.checks import require_choice
-from attrace.schemas.words import LEVELS
 
 Tokens = str | int | Sequence[str | int]
-"""Tokens by text, which may span several, or by place among the keys."""
+"""Tokens by text, which may span several, or by position among the keys."""
+
+_WORD_END: Final = "</w>"
+_WORD_STARTS: Final = ("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", "\N{LOWER ONE EIGHTH BLOCK}")
+_NEWLINE: Final = "\N{LATIN CAPITAL LETTER C WITH DOT ABOVE}"
+"""As tokenizers of bytes write it."""
 
 
 def token_map(
@@ -36,8 +37,6 @@ def token_map(
     groups: int | None = None,
     group_size: int | None = None,
     grid: Size | None = None,
-    compat: Literal["daam"] | None = None,
-    normalise: bool = False,
 ) -> xr.DataArray:
     """Attribution map of text tokens: the softmax over keys of the chosen tokens, over the generated picture.
 
@@ -46,7 +45,7 @@ def token_map(
     trace
         The trace; where its context is not text, its text context is taken.
     tokens
-        A word or a phrase, such as `"dog"`, which may span several tokens; a place among the keys; or several of
+        A word or a phrase, such as `"dog"`, which may span several tokens; a position among the keys; or several of
         them. Of several tokens the mean is taken. Words are compared without regard to case.
     level
         What is averaged, as for the maps of the same names.
@@ -57,119 +56,43 @@ def token_map(
     grid
         Only layers whose queries lie on this grid (rows, columns), which is then the size by default: what
         Prompt-to-Prompt averages and shows (Hertz et al., arXiv 2208.01626), `grid=(16, 16)` in its figures.
-    compat
-        `daam`: as the tool DAAM does it: layers of the down and up blocks with 77 keys, without those of its smallest
-        grid; the sum over steps in place of the mean; each token's maps resized and clamped by themselves before the
-        mean over tokens; on its 64 x 64 or 96 x 96 by default. The tokens of a word count inside other words, too.
-    normalise
-        With `daam`: divide by the sum of the maps of all words of the prompt plus 1e-6, as DAAM's `normalize=True`;
-        one pass for each token of the prompt.
 
     Returns
     -------
     xarray.DataArray
-        (row, column), after the dimension that `level` keeps; lazy.
+        (row, column), after the dimension that `level` keeps; lazy. It is the share of a patch's own attention, whose
+        softmax runs over the keys: layers of all grids weigh alike.
 
     Raises
     ------
     InputError
-        If the trace has no text context, its tokens are not known, no selected layer fits, or `normalise` is asked
-        for without `daam`.
+        If the trace has no text context, its tokens are not known, or no selected layer fits.
     SelectionError
-        If a word or place is not among the tokens, or `layers` names no layer.
+        If a word or position is not among the tokens, or `layers` names no layer.
 
     Notes
     -----
-    Tang et al., "What the DAAM: Interpreting Stable Diffusion Using Cross Attention", arXiv 2210.04885.
+    Tang et al., "What the DAAM: Interpreting Stable Diffusion Using Cross Attention", arXiv 2210.04885. What their tool
+    computes otherwise is in `attrace.analysis.maps.daam`.
     """
-    require_trace(trace)
-    require_choice(level, LEVELS, "level")
-    require_choice(compat, (None, "daam"), "compat")
-    text = _text_trace(trace)
+    text = text_trace(trace)
     chosen = text if layers is None else text.sel(layer=layers)
-    if chosen.steps == 0:
-        raise InputError(f"trace {trace.path} has no finished step yet: there is nothing to map")
-    if normalise and compat != "daam":
-        raise InputError("normalise: it is DAAM's, use it with compat='daam'")
-    selected = _selected(chosen, grid, compat)
-    if size is None:
-        size = grid or (daam.default_size(text) if compat == "daam" else finest_grid(text, "r2g"))
-    shape = checked_size(size)
-    spans = time_groups(chosen, groups, group_size) if level == "tlam" else [slice(0, chosen.steps)]
-
-    def shares_of(places: Mapping[str, Sequence[int]]) -> xr.DataArray:
-        plans = [_plan(chosen, one, places[one.group], total=compat == "daam") for one in selected]
-        return level_map(chosen, level, plans, shape, spans)
-
-    find = _daam_places if compat == "daam" else token_places
-    by_class = {one.group: find(one.site_class, tokens) for one in selected}
-    if compat == "daam":
-        maps = _mean_of_tokens(shares_of, by_class)
-        if normalise:
-            words = {one.group: list(daam.word_places(one.site_class)) for one in selected}
-            count = len(next(iter(words.values())))
-            maps = maps / (count * _mean_of_tokens(shares_of, words) + daam.EPSILON)
-    else:
-        maps = shares_of(by_class)
-    attributes = maps.attrs
-    if level == "tlam":
-        maps = maps.assign_coords(time_group_coordinates(chosen, spans))
-    return maps.rename("token_map").assign_attrs(
-        attributes,
-        tokens=[tokens] if isinstance(tokens, str | int) else list(tokens),
-        long_name=ATTRIBUTES["share"]["long_name"].partition(" (")[0],
-        compat=compat or "none",
-    )
+    classes = classes_on_grid(chosen, grid)
+    plans = [token_plan(chosen, one, token_positions(one.site_class, tokens)) for one in classes]
+    shape = checked_size(size or grid or finest_grid(text, "r2g"))
+    return as_token_map(level_map(chosen, level, plans, shape, groups=groups, group_size=group_size), tokens)
 
 
-def token_places(site_class: SiteClass, tokens: Tokens) -> list[int]:
-    """Places among the keys of a class that tokens stand for, in order.
-
-    Every occurrence of a word counts. A word is found as a run of whole tokens that spell it; where the tokens mark
-    the ends or starts of words, as those of CLIP and T5 do, as a run that begins and ends with a word.
-
-    Raises
-    ------
-    InputError
-        If a word is asked for and the tokens are not known.
-    SelectionError
-        If a word or place is not among them.
-    """
-    wanted = [tokens] if isinstance(tokens, str | int) else list(tokens)
-    if not wanted:
-        raise InputError("tokens: expected a word, a place among the keys, or several, found none")
-    places: set[int] = set()
-    for token in wanted:
-        places.update(
-            itertools.chain(*runs_of_word(site_class, token)) if isinstance(token, str) else _place(site_class, token)
-        )
-    return sorted(places)
+def as_token_map(maps: xr.DataArray, tokens: Tokens) -> xr.DataArray:
+    """The map of a level of some tokens, with the name and attributes of a token map."""
+    named: xr.DataArray = maps.rename("token_map")
+    listed = [tokens] if isinstance(tokens, str | int) else list(tokens)
+    return named.assign_attrs(tokens=listed, long_name=ATTRIBUTES["share"]["long_name"].partition(" (")[0])
 
 
-def _daam_places(site_class: SiteClass, tokens: Tokens) -> list[int]:
-    """Places as DAAM finds them: also where the tokens of a word stand inside other words, without the padding."""
-    places: list[int] = []
-    for token in [tokens] if isinstance(tokens, str | int) else tokens:
-        if not isinstance(token, str):
-            places += _place(site_class, token)
-            continue
-        run = runs_of_word(site_class, token)[0]
-        padding = sum(segment.count for segment in site_class.key_segments if segment.kind == "pad")
-        spelled = [plain_text(text) for text in (site_class.tokens or ())][: site_class.keys - padding]
-        wanted = [spelled[place] for place in run]
-        for start in range(len(spelled) - len(wanted) + 1):
-            if spelled[start : start + len(wanted)] == wanted:
-                places += range(start, start + len(wanted))
-    return places
-
-
-def _place(site_class: SiteClass, place: int) -> list[int]:
-    if not 0 <= place < site_class.keys:
-        raise SelectionError(f"tokens: {site_class.group} has keys 0 to {site_class.keys - 1}, found {place}")
-    return [place]
-
-
-def _text_trace(trace: Trace) -> Trace:
+def text_trace(trace: Trace) -> Trace:
+    """The text context of a trace; an InputError where it has none."""
+    require_trace(trace)
     if trace.context == "text":
         return trace
     if "text" not in trace.contexts:
@@ -180,36 +103,149 @@ def _text_trace(trace: Trace) -> Trace:
     return trace.sel(context="text")
 
 
-def _selected(trace: Trace, grid: Size | None, compat: str | None) -> list[SelectedClass]:
-    """The selected classes, and the layers of them, that a map takes."""
+def classes_on_grid(trace: Trace, grid: Size | None) -> list[SelectedClass]:
+    """The selected classes whose queries lie on a grid; on that one where it is given."""
+    if trace.steps == 0:
+        raise InputError(f"trace {trace.path} has no finished step yet: there is nothing to map")
     found = [one for one in trace.classes if one.site_class.query_grid is not None]
     if grid is not None:
         found = [one for one in found if one.site_class.query_grid == tuple(grid)]
-    if compat == "daam":
-        found = [part for one in found if (part := daam.taken(trace, one)) is not None]
     if not found:
-        wanted = f"queries on a grid of {grid[0]} x {grid[1]}" if grid is not None else "queries on a grid"
-        if compat == "daam":
-            wanted += f" and {daam.KEYS} keys, outside the middle block and DAAM's smallest grid"
-        raise InputError(f"trace {trace.path}: no selected layer has {wanted}")
+        wanted = "a grid" if grid is None else f"a grid of {grid[0]} x {grid[1]}"
+        raise InputError(f"trace {trace.path}: no selected layer has queries on {wanted}")
     return found
 
 
-def _plan(trace: Trace, selected: SelectedClass, places: Sequence[int], *, total: bool) -> GridPlan:
-    """The share of tokens, by their places, in every query of a class."""
+def token_plan(trace: Trace, selected: SelectedClass, positions: Sequence[int]) -> GridPlan:
+    """The plan of the share that tokens have in every query of a class."""
     site_class = selected.site_class
-    grid = site_class.query_grid or (1, site_class.queries)
     weights = np.zeros(site_class.keys)
-    weights[list(places)] = 1
+    weights[list(positions)] = 1
     marginals = MarginalPlan(selected, trace.step_places, None, weights, ("share",))
-    everything = np.ones(site_class.queries)
-    return GridPlan(marginals, "share", slice(0, site_class.queries), grid, everything, total)
+    grid = site_class.query_grid or (1, site_class.queries)
+    return GridPlan(marginals, "share", slice(0, site_class.queries), grid, np.ones(site_class.queries))
 
 
-def _mean_of_tokens(
-    shares_of: Callable[[Mapping[str, Sequence[int]]], xr.DataArray], places: Mapping[str, Sequence[int]]
-) -> xr.DataArray:
-    """The mean over tokens of the map of each by itself; every class has the same places."""
-    common = next(iter(places.values()))
-    maps = [shares_of({group: [place] for group in places}) for place in common]
-    return xr.concat(maps, "token").mean("token").assign_attrs(maps[0].attrs)
+def token_positions(site_class: SiteClass, tokens: Tokens) -> list[int]:
+    """Positions among the keys of a class that tokens stand for, in order.
+
+    Every occurrence of a word counts. A word is found as a run of whole tokens that spell it; where the tokens mark
+    the ends or starts of words, as those of CLIP and T5 do, as a run that begins and ends with a word.
+
+    Raises
+    ------
+    InputError
+        If a word is asked for and the tokens are not known.
+    SelectionError
+        If a word or position is not among them.
+    """
+    wanted = [tokens] if isinstance(tokens, str | int) else list(tokens)
+    if not wanted:
+        raise InputError("tokens: expected a word, a position among the keys, or several, found none")
+    positions: set[int] = set()
+    for token in wanted:
+        if isinstance(token, str):
+            positions.update(itertools.chain(*runs_of_word(site_class, token)))
+        else:
+            positions.add(checked_position(site_class, token))
+    return sorted(positions)
+
+
+def checked_position(site_class: SiteClass, position: int) -> int:
+    """A position among the keys of a class; a SelectionError where it is none."""
+    if not 0 <= position < site_class.keys:
+        raise SelectionError(f"tokens: {site_class.group} has keys 0 to {site_class.keys - 1}, found {position}")
+    return position
+
+
+def runs_of_word(site_class: SiteClass, word: str) -> list[range]:
+    """Positions of each run of whole tokens that spells a word or a phrase, without regard to case.
+
+    Raises
+    ------
+    InputError
+        If the tokens are not known.
+    SelectionError
+        If no run spells it.
+    """
+    if site_class.tokens is None:
+        raise InputError(
+            f"the trace does not know the tokens of {site_class.group}: give positions among the keys, such as "
+            "tokens=[2]"
+        )
+    target = "".join(word.split()).casefold()
+    found = [
+        range(start + run.start, start + run.stop)
+        for start, tokens in _texts(site_class, site_class.tokens)
+        for run in _runs(tokens, target)
+    ]
+    if not found:
+        known = list(dict.fromkeys(text for token in site_class.tokens if (text := plain_text(token))))
+        raise SelectionError(
+            f"{site_class.group} has no word {word!r} among its tokens: {' '.join(known[:40])}"
+            + (" ..." if len(known) > 40 else "")
+        )
+    return found
+
+
+def plain_text(token: str) -> str:
+    """Text of a token without the marks of word edges."""
+    return token.removesuffix(_WORD_END).strip("".join(_WORD_STARTS) + " ").casefold()
+
+
+def _texts(site_class: SiteClass, tokens: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
+    """Position and tokens of each text: several tokenizers (Stable Diffusion 3) mark words in different ways."""
+    starts = [0, *[keys.start for keys, segment in key_slices(site_class) if segment.kind == "text"][1:]]
+    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        yield start, tokens[start:end]
+
+
+def _runs(tokens: Sequence[str], target: str) -> Iterator[range]:
+    """Positions of the runs that spell the target."""
+    spelled = [plain_text(token) for token in tokens]
+    starts, ends = _word_edges(tokens)
+    for start in sorted(starts):
+        # the mark of a word's start is a token of its own where the word's first piece is none that starts a word
+        if target and (spelled[start] or tokens[start] in _WORD_STARTS):
+            run = _run_that_spells(spelled, start, target, ends)
+            if run:
+                yield run
+
+
+def _run_that_spells(spelled: Sequence[str], start: int, target: str, ends: set[int]) -> range:
+    """Positions of the tokens from `start` that together spell the target; empty where they do not."""
+    text = ""
+    for position in range(start, len(spelled)):
+        text += spelled[position]
+        if text == target and position in ends:
+            return range(start, position + 1)
+        if not target.startswith(text):
+            break
+    return range(0)
+
+
+def _word_edges(tokens: Sequence[str]) -> tuple[set[int], set[int]]:
+    """Positions of tokens that begin a word, and of those that end one; every token does where nothing is marked."""
+    positions = range(len(tokens))
+    if any(token.endswith(_WORD_END) for token in tokens):
+        ends = {
+            position
+            for position in positions
+            if tokens[position].endswith(_WORD_END) or tokens[position].startswith("<|")
+        }
+        return {0} | {position + 1 for position in ends if position + 1 < len(tokens)}, ends
+    if not any(token.startswith(_WORD_STARTS) for token in tokens):
+        return set(positions), set(positions)
+    starts = {
+        position for position in positions if position == 0 or _parts_words(tokens[position - 1], tokens[position])
+    }
+    return starts, {position - 1 for position in starts if position} | {len(tokens) - 1}
+
+
+def _parts_words(before: str, token: str) -> bool:
+    """Whether a word begins between two tokens of which only starts of words after a space are marked."""
+    return token.startswith(_WORD_STARTS) or not _is_letter(token[:1]) or not _is_letter(before[-1:])
+
+
+def _is_letter(character: str) -> bool:
+    return (character.isalnum() and character != _NEWLINE) or character in _WORD_STARTS

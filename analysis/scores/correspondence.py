@@ -1,4 +1,4 @@
-"""Which part of the reference each generated patch looks at most."""
+"""Which part of the reference each generated patch looks at most, and how far that is from the truth."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from dask.base import tokenize
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from attrace.analysis.kernels.softmaxes import summed_softmax_over_keys
 from attrace.analysis.kernels.workspace import Workspace
 from attrace.analysis.maps.marginals import select_values
 from attrace.analysis.trace.blocks import array_of_blocks, split
+from attrace.analysis.trace.key_segments import picture_keys
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.selection import Layers
 from attrace.analysis.trace.source import ClassSource
 from attrace.analysis.trace.trace import Trace, require_trace
-from attrace.analysis.trace.weights import picture_segment
 from attrace.schemas import InputError
 
 SCORES_PER_TASK: Final = 2**24
@@ -53,7 +53,7 @@ def correspondence(trace: Trace, *, layers: Layers = None) -> xr.DataArray:
     """
     require_trace(trace)
     chosen = trace if layers is None else trace.sel(layer=layers)
-    usable = [one for one in chosen.classes if one.site_class.query_grid and picture_segment(one.site_class)]
+    usable = [one for one in chosen.classes if one.site_class.query_grid and picture_keys(one.site_class)]
     if not usable or chosen.steps == 0:
         raise InputError(
             f"trace {trace.path}: no selected layer has finished steps and both queries and keys on a grid, so there "
@@ -76,6 +76,39 @@ def correspondence(trace: Trace, *, layers: Layers = None) -> xr.DataArray:
     )
 
 
+def correspondence_error(found: xr.DataArray, truth: ArrayLike) -> xr.DataArray:
+    """Median distance between where each patch looks most and where it comes from, in cells of the key grid.
+
+    Parameters
+    ----------
+    found
+        (layer, query_row, query_column, axis): the result of `correspondence`.
+    truth
+        (query_row, query_column, axis): true row and column, in cells of the key grid as in `found`; NaN where there
+        is none, which is left out.
+
+    Returns
+    -------
+    xarray.DataArray
+        (layer): 0 at best.
+
+    Raises
+    ------
+    InputError
+        If the truth has another shape.
+    """
+    dims = ("query_row", "query_column", "axis")
+    values = np.asarray(truth, np.float64)
+    expected = tuple(found.sizes[dim] for dim in dims)
+    if values.shape != expected:
+        raise InputError(
+            f"truth: expected the shape {expected} of (query_row, query_column, axis), found {values.shape}"
+        )
+    distances = xr.ufuncs.sqrt(((found - xr.DataArray(values, dims=dims)) ** 2).sum("axis", skipna=False))
+    medians: xr.DataArray = distances.chunk(query_row=-1, query_column=-1).median(dims[:2], skipna=True)
+    return medians.rename("correspondence_error").assign_attrs(units="cells")
+
+
 @dataclass(frozen=True)
 class _PlacePlan:
     """What finds the places of one class."""
@@ -91,9 +124,9 @@ class _PlacePlan:
 def _class_places(trace: Trace, selected: SelectedClass) -> xr.DataArray:
     """Places of a class: (layer, query_row, query_column, axis)."""
     site_class = selected.site_class
-    picture, grid = picture_segment(site_class), site_class.query_grid
-    assert picture is not None and picture[1].grid is not None and grid is not None  # noqa: PT018 chosen by the caller
-    key_rows, key_columns = picture[1].grid
+    picture, grid = picture_keys(site_class), site_class.query_grid
+    assert picture is not None and grid is not None  # noqa: PT018 chosen by the caller
+    key_rows, key_columns = picture[1]
     plan = _PlacePlan(selected, trace.step_places, picture[0], key_columns)
     rows_per_task = max(1, SCORES_PER_TASK // (site_class.keys * grid[1]))
     blocks = split(tuple(range(site_class.queries)), rows_per_task * grid[1])

@@ -11,8 +11,8 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from attrace.analysis.maps.attribution import ulam
+from attrace.analysis.maps.masks import as_mask, coverage
 from attrace.analysis.scores.bootstrap import bootstrap_interval, bootstrap_ratio
-from attrace.analysis.trace.weights import as_mask, coverage
 from attrace.schemas import InputError
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from attrace.analysis.scores.correspondence import correspondence
-from attrace.analysis.scores.measures import Box
-from attrace.analysis.scores.statistics import correspondence_error
+from attrace.analysis.maps.masks import area_matrix, coverage
+from attrace.analysis.scores.boxes import Box
+from attrace.analysis.scores.correspondence import correspondence, correspondence_error
+from attrace.analysis.trace.key_segments import picture_keys
 from attrace.analysis.trace.trace import Trace
-from attrace.analysis.trace.weights import area_matrix, coverage, picture_segment
 from attrace.schemas import InputError
 
 
@@ -48,7 +48,7 @@ def places_of_box(
     places: NDArray[np.float64] = np.stack([(row - top) / (bottom - top), (column - left) / (right - left)], axis=-1)
     shown = ((places > 0) & (places < 1)).all(axis=-1)
     if mask is not None:
-        shown &= coverage(mask.astype(np.float64), picture) > 0.5
+        shown &= coverage(mask, picture) > 0.5
     places[~shown] = np.nan
     return places
 
@@ -108,11 +108,11 @@ def correspondence_errors(trace: Trace, places: ArrayLike) -> dict[str, float]:
     """
     errors: dict[str, float] = {}
     for one in trace.classes:
-        picture, grid = picture_segment(one.site_class), one.site_class.query_grid
-        if picture is None or picture[1].grid is None or grid is None:
+        picture, grid = picture_keys(one.site_class), one.site_class.query_grid
+        if picture is None or grid is None:
             continue
         found = correspondence(trace, layers=one.paths).compute()
-        truth = places_on_grid(places, grid, picture[1].grid)
+        truth = places_on_grid(places, grid, picture[1])
         known = np.isfinite(truth).any()
         medians = correspondence_error(found, truth).values.tolist() if known else [np.nan] * found.sizes["layer"]
         errors |= dict(zip(found["layer"].values.tolist(), medians, strict=True))

@@ -1,21 +1,28 @@
-"""Numbers from maps: how well a map keeps to a mask, and where its box lies."""
+"""Numbers of maps that help to decide; `docs/scores.md` says what each means and when it misleads."""
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from itertools import combinations
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from attrace.analysis.maps.i2am import Compat, as_published
-from attrace.analysis.trace.weights import as_mask, coverage
+from attrace.analysis.maps.i2am import as_published
+from attrace.analysis.maps.masks import as_mask, coverage
 from attrace.schemas import InputError
+from attrace.schemas.checks import require_choice
 
-GRID_DIMS: Final = ("row", "column")
+GRID: Final = ("row", "column")
+
+Variant = Literal["plain", "stableviton", "viton-step-1"]
+"""Whose formula of IMACS."""
 
 
-def imacs(attribution: xr.DataArray, mask: ArrayLike, *, penalty: float = 3.0, compat: Compat = None) -> xr.DataArray:
+def imacs(
+    attribution: xr.DataArray, mask: ArrayLike, *, penalty: float = 3.0, variant: Variant = "plain"
+) -> xr.DataArray:
     """Inpainting mask attention consistency score: how well a map keeps to a mask.
 
     Parameters
@@ -27,10 +34,10 @@ def imacs(attribution: xr.DataArray, mask: ArrayLike, *, penalty: float = 3.0, c
         cells of the map by area, and a cell counts as inside by how much of it is covered.
     penalty
         How much the mean outside weighs.
-    compat
-        `i2am`: as the published code does it, for comparing with its numbers: the values of `as_published`, at the
-        resolution of the mask. For a perfect `r2g` map that is -3, for a random `g2r` map near +0.42. The direction is
-        taken from the attributes of the map.
+    variant
+        `plain`, or as published code does it, for comparing with its numbers: `stableviton` and `viton-step-1` score
+        the values of `as_published` at the resolution of the mask. `stableviton` inverts R2G: a perfect map scores -3,
+        and a random G2R map near +0.42. `viton-step-1` sets scaled values up to 0.4 to 0 and inverts nothing.
 
     Returns
     -------
@@ -42,125 +49,164 @@ def imacs(attribution: xr.DataArray, mask: ArrayLike, *, penalty: float = 3.0, c
     Raises
     ------
     InputError
-        If the map has no row and column, or the mask leaves nothing inside or outside.
+        If the map has no row and column, the mask leaves nothing inside or outside, or there is no such variant.
 
     Notes
     -----
     I2AM (arXiv 2407.12331).
     """
     _require_grid(attribution)
-    if compat not in (None, "i2am"):
-        raise InputError(f"compat: expected None or 'i2am', found {compat!r}")
+    require_choice(variant, get_args(Variant), "variant")
     values = as_mask(mask, "mask")
-    if compat == "i2am":
-        covered = values
-        scaled = as_published(attribution, size=(values.shape[0], values.shape[1]), mask=values)
-    else:
+    if variant == "plain":
         covered = coverage(values, (attribution.sizes["row"], attribution.sizes["column"]))
         scaled = _scaled(attribution)
+    else:
+        covered = values
+        scaled = as_published(attribution, code=variant, size=(values.shape[0], values.shape[1]), mask=values)
     if covered.min() > 1 - 1e-9:
         raise InputError("mask: it covers the whole map, so nothing is outside to compare with")
-    inside = xr.DataArray(covered, dims=GRID_DIMS)
+    inside = xr.DataArray(covered, dims=GRID)
     score = _weighted_mean(scaled, inside) - penalty * _weighted_mean(scaled, 1 - inside)
-    return score.rename("imacs").assign_attrs(
-        long_name="inpainting mask attention consistency score", units="1", penalty=penalty, compat=compat or "none"
+    return _named(score, "imacs", "1").assign_attrs(
+        long_name="inpainting mask attention consistency score", penalty=penalty, variant=variant
     )
 
 
-class Box(NamedTuple):
-    """A box of cells; the last two are not included."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-
-def bounding_box(
-    attribution: xr.DataArray | ArrayLike, *, percentile: float = 65.0, element: int = 5, dilate: bool = False
-) -> Box | None:
-    """Box around the largest region of high attribution, as in I2AM's detection study.
+def mass(attribution: xr.DataArray, mask: ArrayLike) -> xr.DataArray:
+    """Share of a map inside a mask, in [0, 1]; an even map has the share of the picture that the mask covers.
 
     Parameters
     ----------
     attribution
-        (row, column); computed if it is lazy.
-    percentile
-        Cells above this percentile of the map are kept.
-    element
-        Cells along a side of the square that opens and then closes what is kept, which removes specks and fills
-        holes.
-    dilate
-        Widen the result by the square once more, as the published code does.
+        (row, column) and any other dimensions, not negative; lazy or not.
+    mask
+        (row, column) over the same picture, of any resolution: bool, or fractions in [0, 1].
 
     Returns
     -------
-    Box or None
-        (top, left, bottom, right) in cells of the map, the last two not included; None where nothing is left.
+    xarray.DataArray
+        Over the other dimensions; NaN for a map that is zero or has a NaN.
+    """
+    shares = _shares(attribution)
+    covered = coverage(as_mask(mask, "mask"), (attribution.sizes["row"], attribution.sizes["column"]))
+    return _named((shares * xr.DataArray(covered, dims=GRID)).sum(GRID, skipna=False), "mass", "1")
+
+
+def entropy(attribution: xr.DataArray) -> xr.DataArray:
+    """Shannon entropy of a map as shares of its sum, in nats: 0 for one cell, log(cells) for an even map.
+
+    `attribution` is (row, column) and any other dimensions, not negative, lazy or not; the result is over the others,
+    NaN for a map that is zero or has a NaN.
+    """
+    shares = _shares(attribution)
+    logarithms = xr.ufuncs.log(shares.where(shares > 0, 1))
+    return _named(-(shares * logarithms).sum(GRID, skipna=False), "entropy", "nat")
+
+
+def effective_tokens(attribution: xr.DataArray) -> xr.DataArray:
+    """How many cells an even map of the same entropy has: exp(entropy), from 1 to the number of cells."""
+    return _named(xr.ufuncs.exp(entropy(attribution)), "effective_tokens", "cells")
+
+
+def agreement(maps: xr.DataArray, dim: str) -> xr.DataArray:
+    """How alike the maps along a dimension are: the mean over all pairs of 1 - their Jensen-Shannon divergence.
+
+    Parameters
+    ----------
+    maps
+        (row, column), `dim` (such as head or layer) and any other dimensions, not negative; lazy or not.
+    dim
+        The dimension whose maps are compared; at least two.
+
+    Returns
+    -------
+    xarray.DataArray
+        Over the other dimensions: 1 where all maps are equal, 0 where no two share a cell; NaN where a map is zero or
+        has a NaN. The divergence is in bits (Lin, Divergence measures based on the Shannon entropy, 1991).
 
     Raises
     ------
     InputError
-        If the map is not (row, column) or not finite, or a parameter is out of range.
+        If there is no such dimension, or it has fewer than two maps.
     """
-    from scipy import ndimage  # slow to import
-
-    values = _plain_map(attribution)
-    if not 0 <= percentile < 100 or element < 1:
-        raise InputError(f"expected 0 <= percentile < 100 and element >= 1, found {percentile} and {element}")
-    square = np.ones((element, element), dtype=bool)
-    kept = values > np.percentile(values, percentile)
-    # what lies beyond the edge must not eat into a region that touches it
-    kept = ndimage.binary_dilation(ndimage.binary_erosion(kept, square, border_value=1), square)
-    kept = ndimage.binary_erosion(ndimage.binary_dilation(kept, square), square, border_value=1)
-    if dilate:
-        kept = ndimage.binary_dilation(kept, square)
-    labels, count = ndimage.label(kept, np.ones((3, 3)))
-    if count == 0:
-        return None
-    largest = int(np.argmax(np.bincount(labels.ravel())[1:]))
-    rows, columns = ndimage.find_objects(labels)[largest]
-    return Box(rows.start, columns.start, rows.stop, columns.stop)
+    if maps.sizes.get(dim, 0) < 2:
+        raise InputError(f"agreement needs two maps or more along {dim!r}, found the dims {dict(maps.sizes)}")
+    result = xr.apply_ufunc(
+        _mean_agreement,
+        _shares(maps),
+        input_core_dims=[[dim, *GRID]],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"allow_rechunk": True},
+    )
+    return _named(result, "agreement", "1")
 
 
-def iou(first: Box | tuple[int, int, int, int] | None, second: Box | tuple[int, int, int, int] | None) -> float:
-    """Intersection over union of two boxes (top, left, bottom, right); 0 where one is None.
+def centre_of_mass(attribution: xr.DataArray) -> xr.DataArray:
+    """Centre of a map, (axis, ...) with `axis` row and column, as a share of the picture's height and width."""
+    shares = _shares(attribution)
+    places = {dim: xr.DataArray((np.arange(shares.sizes[dim]) + 0.5) / shares.sizes[dim], dims=dim) for dim in GRID}
+    centres = [(shares * places[dim]).sum(GRID, skipna=False) for dim in GRID]
+    return _named(xr.concat(centres, xr.Variable("axis", list(GRID))), "centre_of_mass", "1")
 
-    Examples
-    --------
-    >>> iou((0, 0, 2, 2), (1, 0, 3, 2))
-    0.3333333333333333
+
+def drift(maps: xr.DataArray, dim: str = "time_group") -> xr.DataArray:
+    """How far the centre of a map moves from one map along `dim` to the next, on average.
+
+    0 where it stands still, at most the square root of 2; distances are in shares of the picture's height and width.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two maps along `dim`.
     """
-    if first is None or second is None:
-        return 0.0
-    height = min(first[2], second[2]) - max(first[0], second[0])
-    width = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(0, height) * max(0, width)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    union = sum(areas) - shared
-    return shared / union if union > 0 else 0.0
+    if maps.sizes.get(dim, 0) < 2:
+        raise InputError(f"drift needs two maps or more along {dim!r}, found the dims {dict(maps.sizes)}")
+    moved = centre_of_mass(maps).diff(dim)
+    return _named(xr.ufuncs.sqrt((moved**2).sum("axis", skipna=False)).mean(dim, skipna=False), "drift", "1")
 
 
 def _scaled(attribution: xr.DataArray) -> xr.DataArray:
     """Each map scaled to [0, 1]; NaN where it is constant or has a NaN."""
-    low = attribution.min(GRID_DIMS, skipna=False)
-    spread = attribution.max(GRID_DIMS, skipna=False) - low
+    low = attribution.min(GRID, skipna=False)
+    spread = attribution.max(GRID, skipna=False) - low
     return (attribution - low) / spread.where(spread > 0)
 
 
 def _weighted_mean(values: xr.DataArray, weights: xr.DataArray) -> xr.DataArray:
-    return (values * weights).sum(GRID_DIMS, skipna=False) / weights.sum()
+    return (values * weights).sum(GRID, skipna=False) / weights.sum()
 
 
 def _require_grid(attribution: xr.DataArray) -> None:
-    if not set(GRID_DIMS) <= set(attribution.dims):
+    if not set(GRID) <= set(attribution.dims):
         raise InputError(f"expected a map with the dims row and column, found {attribution.dims}")
 
 
-def _plain_map(attribution: xr.DataArray | ArrayLike) -> NDArray[Any]:
-    values = np.asarray(attribution)
-    if values.ndim != 2 or values.size == 0:
-        raise InputError(f"expected a map (row, column), found shape {values.shape}: select one first")
-    if not np.isfinite(values).all():
-        raise InputError("expected a finite map, found NaN or infinity")
-    return values
+def _shares(maps: xr.DataArray) -> xr.DataArray:
+    """Each map as shares of its sum; NaN where that is 0 or a value is NaN."""
+    _require_grid(maps)
+    total = maps.astype(np.float64).sum(GRID, skipna=False)
+    return maps / total.where(total > 0)
+
+
+def _mean_agreement(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    flat = shares.reshape(*shares.shape[:-2], -1)
+    own = _bits(flat)
+    pairs = list(combinations(range(flat.shape[-2]), 2))
+    divergences = [
+        _bits((flat[..., one, :] + flat[..., two, :]) / 2) - (own[..., one] + own[..., two]) / 2 for one, two in pairs
+    ]
+    return 1 - np.asarray(sum(divergences)) / len(pairs)
+
+
+def _bits(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Entropy along the cells, in bits."""
+    logarithms = np.log2(np.where(shares > 0, shares, 1))
+    bits: NDArray[np.float64] = -(shares * logarithms).sum(axis=-1)
+    return bits
+
+
+def _named(values: Any, name: str, units: str) -> xr.DataArray:
+    named: xr.DataArray = values.rename(name)
+    return named.assign_attrs(units=units)

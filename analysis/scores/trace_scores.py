@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Unpack
 
 import numpy as np
+import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from attrace.analysis.maps.attribution import ulam
-from attrace.analysis.maps.i2am import Compat
-from attrace.analysis.maps.levels import compute_together, level_maps, mappable_directions
-from attrace.analysis.maps.sram import picture_size
+from attrace.analysis.maps import i2am
+from attrace.analysis.maps.attribution import MapOptions, level_maps, mappable_directions
+from attrace.analysis.maps.masks import as_mask, coverage, require_proportions, trace_mask
+from attrace.analysis.maps.sram import opposite, picture_size
+from attrace.analysis.scores.boxes import bounding_box, iou, mask_box
 from attrace.analysis.scores.ground_truth import correspondence_errors
+from attrace.analysis.scores.measures import agreement, drift, effective_tokens, entropy, imacs, mass
 from attrace.analysis.scores.perceptual import lpips, require_lpips
-from attrace.analysis.scores.scorecard import Scorecard, score_map
-from attrace.analysis.scores.statistics import agreement, drift, effective_tokens, entropy, psnr, ssim
+from attrace.analysis.scores.pictures import psnr, ssim
 from attrace.analysis.trace.trace import require_trace
-from attrace.analysis.trace.weights import as_mask, coverage
-from attrace.schemas import Direction, InputError, Level
-from attrace.schemas.words import DIRECTIONS, LEVELS
+from attrace.schemas import Direction, InputError
+from attrace.schemas.words import DIRECTIONS
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from attrace.analysis.trace.trace import Trace
 
-LONGEST_SIDE: Final = 64
-"""Cells along the longer side of a map that is scored: those of the published detection study."""
-
-BETTER: Final[Mapping[str, Literal["higher", "lower"] | None]] = {
+BETTER: Final[Mapping[str, Literal["higher", "lower", ""]]] = {
     "imacs": "higher",
-    "imacs_i2am": None,  # higher over the reference, lower over the generated picture
+    "imacs_stableviton": "",  # higher over the reference, lower over the generated picture
+    "imacs_viton_step_1": "higher",
     "inside": "higher",
-    "area": None,
+    "area": "",
     "iou": "higher",
-    "entropy": None,
-    "effective_tokens": None,
-    "head_agreement": None,
-    "layer_agreement": None,
-    "drift": None,
+    "entropy": "",
+    "effective_tokens": "",
+    "head_agreement": "",
+    "layer_agreement": "",
+    "drift": "",
     "psnr": "higher",
     "ssim": "higher",
     "psnr_inside": "higher",
@@ -48,99 +46,38 @@ BETTER: Final[Mapping[str, Literal["higher", "lower"] | None]] = {
     "lpips": "lower",
     "correspondence_error": "lower",
 }
-"""Which way of each score is better; None where neither is. `docs/scores.md` has the reasons."""
+"""Which way of each score is better; empty where neither is. `docs/scores.md` has the reasons."""
+
+MASK_SCORES: Final = ("imacs", "imacs_stableviton", "imacs_viton_step_1", "inside", "area", "iou")
+"""Numbers of a unified map and a mask."""
 
 
-@dataclass(frozen=True)
-class MapScores:
-    """Numbers of the maps of one direction that need no truth; NaN where there are no two maps to compare."""
-
-    entropy: float
-    """Of the unified map, in nats."""
-    effective_tokens: float
-    """Cells that an even map of the same entropy has."""
-    cells: int
-    """Cells of the map: `effective_tokens` of an even one."""
-    head_agreement: float
-    """How alike the maps of the heads are, 0 to 1."""
-    layer_agreement: float
-    """How alike the maps of the layers are, 0 to 1."""
-    drift: float
-    """How far the centre moves from one group of steps to the next, in shares of the picture's height and width."""
+PICTURE_SCORES: Final = ("psnr", "ssim", "psnr_inside", "ssim_inside", "lpips")
+"""Numbers of a picture and the true one."""
 
 
-@dataclass(frozen=True)
-class PictureScores:
-    """How near the generated picture is to the true one."""
-
-    psnr: float
-    """Peak signal-to-noise ratio, in dB; infinite where they are equal."""
-    ssim: float | None
-    """Structural similarity; None where scikit-image is not installed."""
-    psnr_inside: float | None = None
-    """PSNR of the pixels inside the mask; None without one."""
-    ssim_inside: float | None = None
-    """SSIM inside the mask."""
-    lpips: float | None = None
-    """Learned perceptual image patch similarity; None where it was not asked for."""
-
-
-class Row(NamedTuple):
+class Score(NamedTuple):
     """One number as a line of a table."""
 
     score: str
     of: str
-    """The map, picture or layer that it is of."""
+    """The direction, picture or layer that it is of."""
     value: float
     better: str
     """`higher`, `lower`, or empty where neither is."""
-
-
-@dataclass(frozen=True)
-class TraceScores:
-    """Every number of one trace."""
-
-    cards: dict[str, Scorecard] = field(default_factory=dict)
-    """By name of the unified map, for each direction that has a mask."""
-    maps: dict[Direction, MapScores] = field(default_factory=dict)
-    """By direction."""
-    picture: PictureScores | None = None
-    """None without a true picture."""
-    correspondence: dict[str, float] = field(default_factory=dict)
-    """Correspondence error by layer; empty without true places."""
-
-    def rows(self) -> list[Row]:
-        """One row for each number; boxes are left out."""
-        rows = []
-        for name, card in self.cards.items():
-            rows += [_row(score, name, value) for score, value in asdict(card).items() if score in _CARD_SCORES]
-        for direction, scores in self.maps.items():
-            rows += [_row(score, direction, value) for score, value in asdict(scores).items() if score != "cells"]
-        if self.picture is not None:
-            known = {score: value for score, value in asdict(self.picture).items() if value is not None}
-            rows += [_row(score, "generated", value) for score, value in known.items()]
-        return rows + [_row("correspondence_error", layer, value) for layer, value in self.correspondence.items()]
-
-
-_CARD_SCORES: Final = ("imacs", "imacs_i2am", "inside", "area", "iou")
-
-
-def _row(score: str, of: str, value: float) -> Row:
-    return Row(score, of, value, BETTER[score] or "")
 
 
 def score_trace(
     trace: Trace,
     masks: Mapping[Direction, NDArray[Any]] | None = None,
     *,
-    size: tuple[int, int] | None = None,
-    density: bool = False,
     groups: int | None = None,
-    compat: Compat = None,
+    compat: i2am.Code | None = None,
     truth: NDArray[np.uint8] | None = None,
     places: ArrayLike | None = None,
     perceptual: bool = False,
-) -> TraceScores:
+    **options: Unpack[MapOptions],
+) -> xr.Dataset:
     """Every number of a trace, from one pass over its data.
 
     Parameters
@@ -149,19 +86,26 @@ def score_trace(
         The trace, or a selection of it.
     masks
         By direction, a mask over the picture that its maps lie over; by default the mask of the trace, for `r2g`.
-    size
-        Rows and columns of the maps; by default 64 along the longer side of the mask, or of the picture.
-    density, groups
-        As for `ulam` and `tlam`.
+    groups
+        Groups of steps of the drift.
     compat
-        `i2am`: take the published code's IMACS of the map that it computes, where it has one for the direction; else
-        of the plain map.
+        Take the IMACS of that published code of the map that it computes, where it has one for the direction; else it
+        is of the map that all other numbers are of.
     truth
         The true picture, uint8 (row, column, channel); by default the picture `truth` of the trace, if there is one.
     places
         True places as for `places_on_grid`.
     perceptual
         Compute LPIPS of the picture and the true one, too.
+    **options
+        `size`, `layers`, `density` and `resampler` of the maps, as for `attribution_map`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Along `direction` what `score_maps` gives, those of `MASK_SCORES` NaN for a direction without a mask; what
+        `score_picture` gives; and `correspondence_error` (layer) where places are given. The attribute `better` of
+        each says which way is better.
 
     Raises
     ------
@@ -169,60 +113,81 @@ def score_trace(
         If the trace has no map, a mask, picture or place does not fit it, or what `lpips` needs is missing.
     """
     require_trace(trace)
+    if masks is None:
+        stored = trace_mask(trace)
+        masks = {} if stored is None else {"r2g": stored}
     if perceptual:
         require_lpips()
-    if masks is None:
-        masks = {"r2g": stored_mask(trace)} if "mask" in trace.images else {}
-    maps: dict[str, xr.DataArray] = {}
     directions = tuple(one for one in DIRECTIONS if one in masks or one in mappable_directions(trace))
+    maps = level_maps(trace, directions=directions, groups=groups, **options).compute()
+    of_maps = []
     for direction in directions:
-        shape = masks[direction].shape if direction in masks else _below(trace, direction)
-        chosen = size or _in_proportion(shape)
-        maps |= level_maps(trace, directions=(direction,), size=chosen, density=density, groups=groups)
-    computed = compute_together(maps)
-    cards = {
-        f"ulam_{direction}": score_map(
-            computed[f"ulam_{direction}"],
-            mask,
-            picture_size=_below(trace, direction),
-            published=_published(trace, direction, compat),
-        )
-        for direction, mask in masks.items()
-    }
-    return TraceScores(
-        cards,
-        {direction: score_maps(_levels_of(computed, direction)) for direction in directions},
-        score_picture(trace, truth, masks.get("r2g"), perceptual=perceptual),
-        {} if places is None else correspondence_errors(trace, places),
+        mask = masks.get(direction)
+        if mask is not None:
+            require_proportions(mask, picture_size(trace, opposite(direction)))
+        published = _published_map(trace, direction, compat)
+        of_maps.append(score_maps(maps[direction].to_dataset(), mask, published=published))
+    scores = xr.concat(of_maps, xr.Variable("direction", list(directions)), data_vars="all", coords="minimal")
+    scores = scores.assign(score_picture(trace, truth, masks.get("r2g"), perceptual=perceptual))
+    if places is not None:
+        errors = correspondence_errors(trace, places)
+        scores = scores.assign(correspondence_error=xr.DataArray(list(errors.values()), {"layer": list(errors)}))
+    return scores.assign(
+        {name: scores[name].assign_attrs(better=way) for name, way in BETTER.items() if name in scores}
     )
 
 
-def _published(trace: Trace, direction: Direction, compat: Compat) -> xr.DataArray | None:
-    if compat is None or direction not in mappable_directions(trace, compat=compat):
-        return None
-    return ulam(trace, direction=direction, compat=compat).compute()
+def score_maps(
+    maps: xr.Dataset,
+    mask: ArrayLike | None = None,
+    *,
+    published: Mapping[i2am.Code, xr.DataArray] | None = None,
+) -> xr.Dataset:
+    """Numbers of the computed maps of one direction.
 
+    Parameters
+    ----------
+    maps
+        By level, as `level_maps` gives them: `ulam`, and any of the others. Maps of layers or heads that are NaN, for
+        want of a grid, do not count.
+    mask
+        (row, column) over the picture of the maps, bool or fractions in [0, 1], of any resolution.
+    published
+        Maps of published codes, for their IMACS; by default that is of `ulam`.
 
-def stored_mask(trace: Trace) -> NDArray[np.bool_]:
-    """The mask in a trace: bool (row, column)."""
-    pixels: NDArray[Any] = trace.images["mask"].values
-    return (pixels if pixels.ndim == 2 else pixels[..., 0]) > 127
+    Returns
+    -------
+    xarray.Dataset
+        `entropy` (nats) and `effective_tokens` of the unified map, and its `cells`; `head_agreement`,
+        `layer_agreement` and `drift` of the other levels, NaN where there are no two maps to compare. With a mask
+        `MASK_SCORES`, and `box` and `mask_box` (edge), in pixels of the mask: around the region of high attribution
+        (NaN where there is none) and around the mask.
 
-
-def score_maps(maps: Mapping[Level, xr.DataArray]) -> MapScores:
-    """Numbers of the computed maps of all four levels of one direction.
-
-    Maps of layers or heads that are NaN, for want of a grid, do not count.
+    Raises
+    ------
+    InputError
+        If the mask covers nothing or all of it.
     """
     unified = maps["ulam"]
-    return MapScores(
-        entropy=float(entropy(unified)),
-        effective_tokens=float(effective_tokens(unified)),
-        cells=unified.sizes["row"] * unified.sizes["column"],
-        head_agreement=_of_several(agreement, maps["hlam"], "head"),
-        layer_agreement=_of_several(agreement, maps["llam"], "layer"),
-        drift=_of_several(drift, maps["tlam"], "time_group"),
-    )
+    scores: dict[str, Any] = {
+        "entropy": entropy(unified),
+        "effective_tokens": effective_tokens(unified),
+        "cells": unified.sizes["row"] * unified.sizes["column"],
+    }
+    if mask is not None:
+        scores |= _mask_scores(unified, as_mask(mask, "mask"), published or {})
+    for name, level, dim, score in _OF_SEVERAL:
+        if level in maps:
+            known = maps[level].dropna(dim, how="all")
+            scores[name] = score(known, dim) if known.sizes[dim] > 1 else math.nan
+    return xr.Dataset(scores, {"edge": ["top", "left", "bottom", "right"]} if mask is not None else {})
+
+
+_OF_SEVERAL: Final[tuple[tuple[str, str, str, Callable[..., xr.DataArray]], ...]] = (
+    ("head_agreement", "hlam", "head", agreement),
+    ("layer_agreement", "llam", "layer", agreement),
+    ("drift", "tlam", "time_group", drift),
+)
 
 
 def score_picture(
@@ -231,8 +196,8 @@ def score_picture(
     mask: NDArray[Any] | None = None,
     *,
     perceptual: bool = False,
-) -> PictureScores | None:
-    """How near the generated picture of a trace is to the true one; None where there is no true one.
+) -> dict[str, float]:
+    """How near the generated picture of a trace is to the true one: numbers by name, none where there is no true one.
 
     Parameters
     ----------
@@ -245,6 +210,12 @@ def score_picture(
     perceptual
         Compute LPIPS, too.
 
+    Returns
+    -------
+    dict
+        `psnr`, in dB, infinite where they are equal; `ssim`, where scikit-image is installed; both with `_inside` of
+        the pixels inside the mask; `lpips`.
+
     Raises
     ------
     InputError
@@ -255,48 +226,67 @@ def score_picture(
         if not {"truth", "generated"} <= set(trace.images):
             if perceptual:
                 raise InputError(f"trace {trace.path}: LPIPS needs its generated picture and a true one (--truth)")
-            return None
+            return {}
         truth = trace.images["truth"].values
     elif "generated" not in trace.images:
         raise InputError(f"trace {trace.path} holds no generated picture to compare with the true one")
     generated = trace.images["generated"].values
-    inside = None if mask is None else coverage(as_mask(mask, "mask"), generated.shape[:2]) > 0.5
-    if inside is not None and not inside.any():
-        inside = None
-    return PictureScores(
-        psnr(generated, truth),
-        _ssim(generated, truth, None),
-        None if inside is None else psnr(generated, truth, mask=inside),
-        None if inside is None else _ssim(generated, truth, inside),
-        lpips(generated, truth) if perceptual else None,
-    )
+    regions = {"": np.ones(generated.shape[:2], bool)}
+    if mask is not None and (inside := coverage(as_mask(mask, "mask"), generated.shape[:2]) > 0.5).any():
+        regions["_inside"] = inside
+    scores = {f"psnr{suffix}": psnr(generated, truth, mask=region) for suffix, region in regions.items()}
+    if find_spec("skimage") is not None:
+        scores |= {f"ssim{suffix}": ssim(generated, truth, mask=region) for suffix, region in regions.items()}
+    return scores | ({"lpips": lpips(generated, truth)} if perceptual else {})
 
 
-def _ssim(generated: NDArray[Any], truth: NDArray[Any], inside: NDArray[np.bool_] | None) -> float | None:
-    from importlib.util import find_spec
-
-    return None if find_spec("skimage") is None else ssim(generated, truth, mask=inside)
-
-
-def _levels_of(maps: Mapping[str, xr.DataArray], direction: Direction) -> dict[Level, xr.DataArray]:
-    return {level: maps[f"{level}_{direction}"] for level in LEVELS}
-
-
-def _of_several(score: Any, maps: xr.DataArray, dim: str) -> float:
-    """A score over the maps along a dimension; NaN where there are no two."""
-    known = maps.dropna(dim, how="all")
-    return float("nan") if known.sizes[dim] < 2 else float(score(known, dim))
+def scores_by_direction(scores: xr.Dataset) -> dict[str, xr.Dataset]:
+    """The numbers of `score_trace` that are of maps, by direction; those of a mask only where there is one."""
+    of_maps = scores.drop_vars([name for name, values in scores.variables.items() if "direction" not in values.dims])
+    found = {direction: of_maps.sel(direction=direction) for direction in scores["direction"].values.tolist()}
+    without_mask = [*MASK_SCORES, "box", "mask_box"]
+    return {
+        direction: one.drop_vars(without_mask, errors="ignore") if math.isnan(one.get("area", math.nan)) else one
+        for direction, one in found.items()
+    }
 
 
-def _below(trace: Trace, direction: Direction) -> tuple[int, int]:
-    """Rows and columns of the picture that a map lies over.
+def score_table(scores: xr.Dataset) -> list[Score]:
+    """Every number that `score_trace` gives but for boxes, one a line."""
+    numbers = {
+        (str(name), direction): value.item()
+        for direction, of_map in scores_by_direction(scores).items()
+        for name, value in of_map.data_vars.items()
+        if name in BETTER
+    }
+    numbers |= {(name, "generated"): scores[name].item() for name in PICTURE_SCORES if name in scores}
+    if "correspondence_error" in scores:
+        errors = scores["correspondence_error"]
+        numbers |= {("correspondence_error", str(one)): errors.sel(layer=one).item() for one in errors["layer"].values}
+    return [Score(name, of, value, BETTER[name]) for (name, of), value in numbers.items()]
 
-    Patches are chosen in the other picture: those of `g2r` in the generated one, which an r2g map lies over.
-    """
-    return picture_size(trace, "g2r" if direction == "r2g" else "r2g")
+
+def _published_map(trace: Trace, direction: Direction, code: i2am.Code | None) -> dict[i2am.Code, xr.DataArray]:
+    """The map that a published code computes; empty where it has none for the direction."""
+    if code is None or direction not in i2am.mappable_directions(trace):
+        return {}
+    return {code: i2am.ulam(trace, direction=direction).compute()}
 
 
-def _in_proportion(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A map in the proportions of a mask or picture."""
-    rows, columns = (max(1, round(LONGEST_SIDE * length / max(shape[:2]))) for length in shape[:2])
-    return rows, columns
+def _mask_scores(
+    heat: xr.DataArray, mask: NDArray[np.float64], published: Mapping[i2am.Code, xr.DataArray]
+) -> dict[str, Any]:
+    scale = np.tile([length / heat.sizes[dim] for dim, length in zip(("row", "column"), mask.shape, strict=True)], 2)
+    box = bounding_box(heat)
+    in_pixels = None if box is None else np.rint(np.array(box) * scale).astype(int)
+    around = mask_box(mask > 0)
+    codes: tuple[i2am.Code, ...] = ("stableviton", "viton-step-1")
+    return {
+        "imacs": imacs(heat, mask),
+        **{f"imacs_{code.replace('-', '_')}": imacs(published.get(code, heat), mask, variant=code) for code in codes},
+        "inside": mass(heat, mask),
+        "area": mask.mean(),
+        "iou": iou(None if in_pixels is None else tuple(in_pixels.tolist()), around),
+        "box": ("edge", np.full(4, np.nan) if in_pixels is None else in_pixels),
+        "mask_box": ("edge", np.array(around)),
+    }

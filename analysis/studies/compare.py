@@ -13,8 +13,8 @@ import numpy as np
 import xarray as xr
 
 from attrace.analysis.scores.bootstrap import bootstrap_interval
+from attrace.analysis.scores.measures import agreement
 from attrace.analysis.scores.perceptual import PictureSets, SetDistance, set_distance
-from attrace.analysis.scores.statistics import agreement
 from attrace.analysis.studies.engine import Progress, engine, results_in_order
 from attrace.analysis.studies.moments import Moments
 from attrace.analysis.studies.pairing import Pair, PairBy, pair_traces

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 import dask.array as da
 import dask.base
@@ -14,19 +14,15 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from attrace.analysis.maps.levels import level_maps
+from attrace.analysis.maps.attribution import level_maps
 from attrace.analysis.maps.marginals import marginal_array
-from attrace.analysis.maps.plans import Size, grid_plans
-from attrace.analysis.scores.scorecard import score_map
-from attrace.analysis.scores.statistics import agreement, entropy, mass
-from attrace.analysis.scores.trace_scores import score_maps, score_picture, stored_mask
+from attrace.analysis.maps.masks import as_mask, trace_mask
+from attrace.analysis.maps.plan import Size, grid_plans
+from attrace.analysis.scores.measures import agreement, entropy, mass
+from attrace.analysis.scores.trace_scores import BETTER, MASK_SCORES, score_maps, score_picture
 from attrace.analysis.trace.trace import Trace, open_trace
-from attrace.analysis.trace.weights import as_mask
 from attrace.schemas import AttraceError, Direction
-from attrace.schemas.words import DIRECTIONS, LEVELS
-
-MASK_SCORES: Final = ("imacs", "imacs_i2am", "inside", "area", "iou")
-"""Scores of a trace that has a mask, as in `Scorecard`."""
+from attrace.schemas.words import DIRECTIONS
 
 
 @dataclass(frozen=True)
@@ -81,27 +77,28 @@ def trace_statistics(trace: Trace, settings: Settings) -> xr.Dataset:
     AttraceError
         If the trace cannot be read, or has no map.
     """
-    maps = level_maps(trace, size=settings.size, groups=min(settings.groups, trace.steps), density=settings.density)
-    directions = [direction for direction in DIRECTIONS if f"ulam_{direction}" in maps]
-    heads = {direction: _maps_of_heads(trace, direction) for direction in directions}
+    tree = level_maps(trace, size=settings.size, groups=min(settings.groups, trace.steps), density=settings.density)
+    maps = {direction: tree[direction].to_dataset() for direction in DIRECTIONS if direction in tree.children}
+    heads = {direction: _maps_of_heads(trace, direction) for direction in maps}
     # on one thread: traces are what runs at the same time, and the order of every sum stays the same
     maps, heads = dask.base.compute(maps, heads, scheduler="synchronous")
-    mask = as_mask(stored_mask(trace), "mask") if "mask" in trace.images else None
+    stored = trace_mask(trace)
+    mask = None if stored is None else as_mask(stored, "mask")
     scores, datasets = _picture_scores(trace, mask), []
-    for direction in directions:
-        levels = {level: maps[f"{level}_{direction}"] for level in LEVELS}
-        scores |= {
-            f"{name}_{direction}": value for name, value in asdict(score_maps(levels)).items() if name != "cells"
-        }
+    for direction, levels in maps.items():
         inside = mask if direction == "r2g" else None
-        if inside is not None:
-            card = score_map(levels["ulam"], inside)
-            scores |= {name: getattr(card, name) for name in MASK_SCORES}
-            if settings.align:
-                levels = {level: _over_box(heat, inside) for level, heat in levels.items()}
+        of_maps = score_maps(levels, inside)
+        scores |= {
+            name if name in MASK_SCORES else f"{name}_{direction}": float(of_maps[name])
+            for name in BETTER
+            if name in of_maps
+        }
+        if inside is not None and settings.align:
+            levels = levels.map(_over_box, args=(inside,))
         of_heads = [_statistics_of_heads(one, inside) for one in heads[direction]]
-        datasets.append(xr.Dataset(levels).merge(xr.concat(of_heads, "layer", join="outer"), join="outer"))
-    dataset = xr.concat(datasets, xr.Variable("direction", directions), join="outer", combine_attrs="drop")
+        datasets.append(levels.merge(xr.concat(of_heads, "layer", join="outer"), join="outer"))
+    dimension = xr.Variable("direction", list(maps))
+    dataset: xr.Dataset = xr.concat(datasets, dimension, join="outer", combine_attrs="drop")
     labels = {"layer": list(trace.layers), "head": list(trace.heads)}
     dataset = dataset.reset_coords(drop=True).reindex(labels)
     dataset = dataset.assign_coords(time_group=np.arange(dataset.sizes["time_group"]), score=list(scores))
@@ -118,15 +115,14 @@ def _picture_scores(trace: Trace, mask: NDArray[np.float64] | None) -> dict[str,
     shapes = trace.image_shapes
     if not {"generated", "truth"} <= shapes.keys() or shapes["generated"] != shapes["truth"]:
         return {}
-    scores = score_picture(trace, mask=mask)
-    return {} if scores is None else {name: value for name, value in asdict(scores).items() if value is not None}
+    return score_picture(trace, mask=mask)
 
 
 def _maps_of_heads(trace: Trace, direction: Direction) -> list[xr.DataArray]:
     """For each class with a grid the mean over steps, lazily: (layer, head, row, column)."""
     found = []
-    for plan in grid_plans(trace, direction, None, None):
-        marginal = marginal_array(trace, plan.marginals, direction)[..., plan.places]
+    for plan in grid_plans(trace, direction):
+        marginal = marginal_array(trace, plan.marginals, direction)[..., plan.patches]
         maps = da.nanmean(marginal, axis=0).reshape(*marginal.shape[1:3], *plan.grid)
         selected = plan.marginals.selected
         labels = {"layer": list(selected.paths), "head": list(selected.heads)}

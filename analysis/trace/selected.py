@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attrace.analysis.storage.store import StoredTrace
+from attrace.analysis.trace.key_segments import of_one_picture, pictures_in
 from attrace.analysis.trace.selection import Layers, Numbers, match_layers, pick_numbers, require_label
-from attrace.analysis.trace.weights import of_one_picture, pictures_in
 from attrace.schemas import Manifest, SelectionError, SiteClass, Status
 from attrace.schemas.layout import IMAGES, reference_name
 from attrace.schemas.words import CONTEXTS

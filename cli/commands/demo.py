@@ -29,8 +29,8 @@ def demo(output: Path, reference: Path | None, seed: int, steps: int, overwrite:
     Paints a reference into a scene, leaves demo.zarr and the pictures of every level and direction in a folder, and
     prints their names and how well the maps keep to the painted region. Needs no GPU and no download.
     """
-    from attrace.analysis import open_trace
-    from attrace.analysis.scores.trace_scores import score_trace, stored_mask
+    from attrace.analysis import open_trace, score_trace
+    from attrace.analysis.maps.masks import trace_mask
 
     path = output / "demo.zarr"
     output.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,8 @@ def demo(output: Path, reference: Path | None, seed: int, steps: int, overwrite:
     say("drawing every map ...")
     with dask_progress():
         files = [path, *_save_pictures(trace, output, overwrite=overwrite)]
-    scores = score_trace(trace, {"r2g": stored_mask(trace)})
+    mask = trace_mask(trace)
+    scores = score_trace(trace, {} if mask is None else {"r2g": mask})
     if as_json:
         print_json({"files": [str(file) for file in files], "scores": scores_as_json(scores)})
         return

@@ -68,16 +68,12 @@ def _datasets(trace: Trace, *, scores: bool) -> dict[str, xr.Dataset]:
     """What is written, by group, lazily."""
     import xarray as xr
 
-    from attrace.analysis import marginals
-    from attrace.analysis.maps.levels import level_maps
+    from attrace.analysis import level_maps, marginals
 
     datasets: dict[str, xr.Dataset] = {}
-    maps: dict[str, dict[str, xr.DataArray]] = {}
-    for name, heat in level_maps(trace).items():
-        level, _, direction = name.rpartition("_")
-        maps.setdefault(f"maps/{direction}", {})[level] = heat
-    for group, levels in maps.items():
-        datasets[group] = xr.Dataset({level: with_plain_labels(heat) for level, heat in levels.items()})
+    for direction, node in level_maps(trace).children.items():
+        levels = {level: with_plain_labels(heat) for level, heat in node.data_vars.items()}
+        datasets[f"maps/{direction}"] = xr.Dataset(levels)
     trees = [marginals(trace), *([trace.scores] if scores else [])]
     for one in trace.classes:
         found = [tree.to_dict()[f"/{one.group}"] for tree in trees]

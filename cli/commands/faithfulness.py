@@ -158,15 +158,15 @@ class _Test:
     def curves(self, load: Callable[[], Any], job: Job) -> dict[Order, NDArray[np.float64]]:
         """Change of an input's picture by order: (fraction)."""
         from attrace.analysis import open_trace
+        from attrace.analysis.maps.masks import trace_mask
         from attrace.analysis.scores.faithfulness import deletion_plan, picture_change
-        from attrace.analysis.scores.trace_scores import stored_mask
         from attrace.recorder.jobs.hidden_runs import Recorded, hidden_changes
 
         trace = open_trace(job.output)
         self._require_layers(trace, job)
         plan = deletion_plan(trace, self.fractions, draws=self.draws, seed=self.seed, density=self.density)
         recorded = Recorded(trace.manifest.id, trace.images["generated"].values)
-        mask = None if self.whole or "mask" not in trace.images else stored_mask(trace)
+        mask = None if self.whole else trace_mask(trace)
         changes = hidden_changes(
             load,
             job,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attrace.cli.shared.destination import Destination
-from attrace.cli.shared.map_files import directions_of, writer_for
+from attrace.cli.shared.map_files import named_maps, writer_for
 from attrace.cli.shared.options import (
     compat_option,
     density_option,
@@ -16,6 +16,7 @@ from attrace.cli.shared.options import (
     json_option,
     level_option,
     overwrite_option,
+    refuse_with_compat,
     resampler_option,
     select,
     selection_options,
@@ -25,7 +26,6 @@ from attrace.cli.shared.options import (
 from attrace.cli.shared.output import dask_progress, print_json, print_table
 
 if TYPE_CHECKING:
-    from attrace.analysis.maps.i2am import Compat
     from attrace.analysis.maps.resampler import Resampler
     from attrace.schemas import Direction, Level
 
@@ -59,7 +59,7 @@ def maps(
     groups: int | None,
     size: tuple[int, int] | None,
     density: bool | None,
-    compat: Compat,
+    compat: str | None,
     resampler: Resampler,
     overwrite: bool,
     as_json: bool,
@@ -70,35 +70,27 @@ def maps(
     Levels: ulam (one map), tlam (groups of steps), hlam (heads), llam (layers). The suffix of the output says how it
     is written; .npz needs nothing but NumPy to be read, .zarr and .nc open with xarray.
     """
-    from attrace.analysis.maps.levels import compute_together, level_maps
+    from attrace.analysis.maps import attribution, i2am
 
     target = Destination(output)
     target.check(overwrite=overwrite)
     chosen = select(trace, **selection)
-    lazy = level_maps(
-        chosen,
-        levels=level,
-        directions=direction or None,
-        groups=groups,
-        size=size,
-        density=bool(density),
-        compat=compat,
-        resampler=resampler,
-    )
-    write = writer_for(target, directions_of(lazy))
+    options: dict[str, Any] = {"levels": level, "directions": direction or None, "groups": groups, "size": size}
+    if compat is None:
+        lazy = attribution.level_maps(chosen, density=bool(density), resampler=resampler, **options)
+    else:
+        refuse_with_compat(density, resampler)
+        lazy = i2am.level_maps(chosen, **options)
+    write = writer_for(target, lazy.children)
     with dask_progress():
-        computed = compute_together(lazy)
+        computed = lazy.compute()
     target.write(lambda path: write(computed, path))
     if as_json:
-        print_json(
-            {
-                "output": output,
-                "maps": {name: {"dims": dict(heat.sizes), **heat.attrs} for name, heat in computed.items()},
-            }
-        )
+        told = {name: {"dims": dict(heat.sizes), **heat.attrs} for name, heat in named_maps(computed)}
+        print_json({"output": output, "maps": told})
         return
     rows = [["map", "dims", "smallest", "mean", "largest"]]
-    for name, heat in computed.items():
+    for name, heat in named_maps(computed):
         dims = " ".join(f"{dim}={length}" for dim, length in heat.sizes.items())
         rows.append([name, dims, *(f"{float(value):.4g}" for value in (heat.min(), heat.mean(), heat.max()))])
     print_table(rows, right=(2, 3, 4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -17,6 +19,7 @@ from attrace.cli.shared.options import (
     json_option,
     overwrite_option,
     pixel,
+    refuse_with_compat,
     resampler_option,
     select,
     selection_options,
@@ -26,9 +29,10 @@ from attrace.cli.shared.options import (
 from attrace.cli.shared.output import dask_progress, print_json, print_paths
 
 if TYPE_CHECKING:
+    from attrace.analysis import Trace
     from attrace.analysis.figures.save import FileFormat
-    from attrace.analysis.maps.i2am import Compat
     from attrace.analysis.maps.resampler import Resampler
+    from attrace.analysis.maps.sram import At
     from attrace.schemas import Direction, Level
 
 FIGURES: Final = (*LEVELS, "sram")
@@ -77,7 +81,7 @@ def plot(
     at: tuple[int, int] | None,
     size: tuple[int, int] | None,
     density: bool | None,
-    compat: Compat,
+    compat: str | None,
     resampler: Resampler,
     file_format: FileFormat,
     smooth: bool,
@@ -94,23 +98,43 @@ def plot(
     from attrace.analysis.figures import Paint, save_figures
 
     chosen = select(trace, **selection)
+    options: dict[str, Any] = {"levels": level, "directions": direction or None, "groups": groups, "size": size}
+    options |= {"at": at, "paint": Paint(smooth=smooth), "file_format": file_format, "overwrite": overwrite}
+    if compat is not None:
+        refuse_with_compat(density, resampler)
+    save = (
+        partial(save_figures, density=density is not False, resampler=resampler) if compat is None else _save_published
+    )
     with dask_progress():
-        files = save_figures(
-            chosen,
-            output,
-            levels=level,
-            at=at,
-            directions=direction or None,
-            groups=groups,
-            size=size,
-            density=bool(density) if compat else density is not False,
-            compat=compat,
-            resampler=resampler,
-            paint=Paint(smooth=smooth),
-            file_format=file_format,
-            overwrite=overwrite,
-        )
+        files = save(chosen, output, **options)
     if as_json:
         print_json({"files": [str(file) for file in files]})
     else:
         print_paths(files)
+
+
+def _save_published(
+    trace: Trace,
+    folder: Path,
+    *,
+    levels: Collection[Level | Literal["sram"]],
+    directions: Collection[Direction] | None,
+    groups: int | None,
+    size: tuple[int, int] | None,
+    at: tuple[int, int] | None,
+    **options: Any,
+) -> list[Path]:
+    """Draw the values that the published code of I2AM draws, of the maps that it computes."""
+    from attrace.analysis.figures.save import save_maps, strongest_place
+    from attrace.analysis.maps import i2am
+
+    possible = i2am.mappable_directions(trace)
+    directions = possible if directions is None else directions
+    plain: list[Level] = [level for level in levels if level != "sram"]
+    maps = i2am.level_maps(trace, levels=plain, directions=directions, groups=groups, size=size)
+    chosen: dict[Direction, At] = {}
+    if "sram" in levels and "g2r" in directions and len(possible) > 1:
+        chosen["g2r"] = at or strongest_place(trace, "g2r")
+        maps["g2r/sram"] = i2am.sram(trace, chosen["g2r"], size=size)
+    shown = maps.map_over_datasets(lambda one: one.map(i2am.as_published))
+    return save_maps(trace, shown, folder, chosen=chosen, **options)

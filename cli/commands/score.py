@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from attrace.analysis.maps.i2am import Code
     from attrace.schemas import Direction
 
 
@@ -79,16 +80,18 @@ def score(
     .npy file for --places holds (row, column, 2): for each pixel its row and column in the reference, as shares of
     the height and width, NaN where it has none. Maps are 64 cells along the longer side unless --size.
     """
-    from attrace.analysis.scores.trace_scores import score_trace, stored_mask
+    from attrace.analysis import score_trace
+    from attrace.analysis.maps.masks import trace_mask
 
+    code: Code | None = "stableviton" if compat else None
     if as_json and as_csv:
         raise click.UsageError("give either --json or --csv, not both")
     chosen = select(trace, **selection)
     masks: dict[Direction, NDArray[np.bool_]] = {}
     if mask is not None:
         masks["r2g"] = read_mask(mask, "--mask")
-    elif "mask" in chosen.images:
-        masks["r2g"] = stored_mask(chosen)
+    elif (stored := trace_mask(chosen)) is not None:
+        masks["r2g"] = stored
     if reference_mask is not None:
         masks["g2r"] = read_mask(reference_mask, "--reference-mask")
     true_picture = None if truth is None else read_truth(truth, chosen)
@@ -99,7 +102,7 @@ def score(
             masks,
             size=size,
             density=bool(density),
-            compat="i2am" if compat else None,
+            compat=code,
             groups=groups,
             truth=true_picture,
             places=true_places,
@@ -110,4 +113,4 @@ def score(
     elif as_csv:
         print_csv(scores)
     else:
-        print_scores(scores, compat=compat is not None)
+        print_scores(scores, code)

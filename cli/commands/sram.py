@@ -18,6 +18,7 @@ from attrace.cli.shared.options import (
     json_option,
     overwrite_option,
     pixel,
+    refuse_with_compat,
     resampler_option,
     select,
     selection_options,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from attrace.analysis import Trace
-    from attrace.analysis.maps.i2am import Compat
     from attrace.analysis.maps.resampler import Resampler
     from attrace.schemas import Direction
 
@@ -75,7 +75,7 @@ def sram(
     output: str | None,
     size: tuple[int, int] | None,
     density: bool | None,
-    compat: Compat,
+    compat: str | None,
     resampler: Resampler,
     overwrite: bool,
     as_json: bool,
@@ -86,7 +86,7 @@ def sram(
     Choose with one of --at, --box and --mask. Lists the strongest patches of the other picture, in cells of the map and
     in pixels of the picture, and writes the map as a picture or as data with -o.
     """
-    from attrace.analysis import sram as chosen_map
+    from attrace.analysis.maps import i2am, sram as definition
 
     choices = [choice for choice in (at, box_, mask) if choice is not None]
     if len(choices) != 1:
@@ -98,16 +98,16 @@ def sram(
         target.check(overwrite=overwrite)
     place = choices[0] if mask is None else read_mask(mask, "--mask")
     chosen = select(trace, **selection)
+    if compat is None:
+        options: dict[str, Any] = {"size": size, "density": bool(density), "resampler": resampler}
+        lazy = definition.sram(chosen, place, direction=direction, **options)
+    else:
+        refuse_with_compat(density, resampler)
+        if direction != "g2r":
+            raise click.UsageError("--compat i2am has chosen patches for --direction g2r only, as the published code")
+        lazy = i2am.sram(chosen, place, size=size)
     with dask_progress():
-        heat = chosen_map(
-            chosen,
-            place,
-            direction=direction,
-            size=size,
-            density=bool(density),
-            compat=compat,
-            resampler=resampler,
-        ).compute()
+        heat = lazy.compute()
     if target is not None:
         _write(chosen, heat, place, target)
     _tell(chosen, heat, top, output, as_json=as_json)
@@ -115,8 +115,12 @@ def sram(
 
 def _write(trace: Trace, heat: xr.DataArray, place: Any, target: Destination) -> None:
     if target.suffix not in PICTURES:
-        write = writer_for(target, [str(heat.attrs["direction"])])
-        target.write(lambda path: write({str(heat.name): heat}, path))
+        import xarray as xr
+
+        direction = str(heat.attrs["direction"])
+        write = writer_for(target, [direction])
+        maps = xr.DataTree.from_dict({direction: xr.Dataset({"sram": heat})})
+        target.write(lambda path: write(maps, path))
         return
     from attrace.analysis.figures import draw_chosen, save_figure
 
@@ -124,7 +128,7 @@ def _write(trace: Trace, heat: xr.DataArray, place: Any, target: Destination) ->
 
 
 def _tell(trace: Trace, heat: xr.DataArray, top: int, output: str | None, *, as_json: bool) -> None:
-    from attrace.analysis.maps.strongest import strongest_patches
+    from attrace.analysis.maps.sram import strongest_patches
 
     patches = strongest_patches(trace, heat, top)
     if as_json:

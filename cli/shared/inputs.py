@@ -51,9 +51,9 @@ def read_picture(path: Path, hint: str) -> Image:
 
 def read_mask(file: str, hint: str) -> NDArray[np.bool_]:
     """A mask from a picture that is white where it holds: bool (row, column)."""
-    import numpy as np
+    from attrace.analysis.maps import masks
 
-    return np.asarray(read_picture(Path(file), hint).convert("L")) > 127
+    return masks.read_mask(read_picture(Path(file), hint))
 
 
 def _value(text: str) -> Any:

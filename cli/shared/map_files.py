@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,9 @@ from attrace.cli.shared.destination import MARK, Destination
 if TYPE_CHECKING:
     import xarray as xr
 
-Maps = Mapping[str, "xr.DataArray"]
 
-
-def writer_for(target: Destination, directions: Collection[str]) -> Callable[[Maps, Path], None]:
-    """What writes maps of those directions as the suffix of a destination says.
+def writer_for(target: Destination, directions: Collection[str]) -> Callable[[xr.DataTree, Path], None]:
+    """What writes a tree of maps of those directions as the suffix of a destination says.
 
     `.npz` has an array for each map (`ulam_r2g`) and each of its coordinates (`llam_r2g.layer`), and `attributes`, a
     JSON object with the dims and attributes of each map. `.zarr` and `.nc` have a group for each direction.
@@ -40,17 +38,19 @@ def writer_for(target: Destination, directions: Collection[str]) -> Callable[[Ma
     return writers[target.suffix]
 
 
-def directions_of(maps: Iterable[str]) -> list[str]:
-    """The directions in names of maps, such as `ulam_r2g`."""
-    return list(dict.fromkeys(name.rpartition("_")[2] for name in maps))
+def named_maps(maps: xr.DataTree) -> Iterator[tuple[str, xr.DataArray]]:
+    """Each map of a tree with its name in files and tables, such as `ulam_r2g`."""
+    for direction, node in maps.children.items():
+        for level, heat in node.data_vars.items():
+            yield f"{level}_{direction}", heat
 
 
-def _write_npz(maps: Maps, path: Path) -> None:
+def _write_npz(maps: xr.DataTree, path: Path) -> None:
     import numpy as np
 
     arrays: dict[str, Any] = {}
     described = {}
-    for name, heat in maps.items():
+    for name, heat in named_maps(maps):
         arrays[name] = heat.values
         arrays |= {f"{name}.{coordinate}": values.values for coordinate, values in heat.coords.items()}
         described[name] = {"dims": list(heat.dims), "attributes": _json_attributes(heat)}
@@ -58,16 +58,16 @@ def _write_npz(maps: Maps, path: Path) -> None:
     np.savez(path, allow_pickle=False, **arrays)
 
 
-def _write_zarr(maps: Maps, path: Path) -> None:
-    _tree(maps).to_zarr(path, zarr_format=3, consolidated=False)
+def _write_zarr(maps: xr.DataTree, path: Path) -> None:
+    _plain(maps).to_zarr(path, zarr_format=3, consolidated=False)
 
 
-def _write_netcdf(maps: Maps, path: Path) -> None:
+def _write_netcdf(maps: xr.DataTree, path: Path) -> None:
     if netcdf_has_groups():
-        _tree(maps).to_netcdf(path)
+        _plain(maps).to_netcdf(path)
         return
-    (dataset,) = _datasets(maps).values()
-    dataset.to_netcdf(path, engine="scipy")
+    (node,) = _plain(maps).children.values()
+    node.to_dataset().to_netcdf(path, engine="scipy")
 
 
 def netcdf_has_groups() -> bool:
@@ -75,27 +75,16 @@ def netcdf_has_groups() -> bool:
     return any(find_spec(library) for library in ("h5netcdf", "netCDF4"))
 
 
-def _tree(maps: Maps) -> xr.DataTree:
+def _plain(maps: xr.DataTree) -> xr.DataTree:
+    """The tree as every format can hold it, marked as ours."""
     import xarray as xr
 
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs={MARK: "1"}), **_datasets(maps)})
-
-
-def _datasets(maps: Maps) -> dict[str, xr.Dataset]:
-    """A dataset for each direction, its maps named by level."""
-    import xarray as xr
-
-    return {
-        direction: xr.Dataset(
-            {
-                name.rpartition("_")[0]: with_plain_labels(heat)
-                for name, heat in maps.items()
-                if name.endswith(f"_{direction}")
-            },
-            attrs={MARK: "1"},
-        )
-        for direction in directions_of(maps)
+    groups = {
+        direction: xr.Dataset({level: with_plain_labels(heat) for level, heat in node.data_vars.items()})
+        for direction, node in maps.children.items()
     }
+    marked = {path: group.assign_attrs({MARK: "1"}) for path, group in {"/": xr.Dataset(), **groups}.items()}
+    return xr.DataTree.from_dict(marked)
 
 
 def with_plain_labels(heat: xr.DataArray) -> xr.DataArray:

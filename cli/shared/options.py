@@ -155,6 +155,12 @@ level_option = click.option(
 )
 
 
+def refuse_with_compat(density: bool | None, resampler: str | None) -> None:
+    """Refuse what the published code of I2AM does not have."""
+    if density or resampler is not None:
+        raise click.UsageError("--compat i2am takes neither --density nor --resampler: the published code has none")
+
+
 def selection_options(command: Command) -> Command:
     """Options that select a part of a trace: read them with `select`."""
     for option in reversed(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,46 +15,68 @@ from attrace.cli.shared.output import print_table
 
 if TYPE_CHECKING:
     import numpy as np
+    import xarray as xr
     from numpy.typing import NDArray
 
     from attrace.analysis import Trace
-    from attrace.analysis.scores.trace_scores import MapScores, TraceScores
 
 
-def scores_as_json(scores: TraceScores) -> dict[str, Any]:
+def scores_as_json(scores: xr.Dataset) -> dict[str, Any]:
     """Numbers by name of the map, then those of the picture and of the layers, where there are any."""
+    from attrace.analysis.scores.trace_scores import PICTURE_SCORES, scores_by_direction
+
     told: dict[str, Any] = {}
-    for direction, of_maps in scores.maps.items():
-        name = f"ulam_{direction}"
-        told[name] = (asdict(scores.cards[name]) if name in scores.cards else {}) | asdict(of_maps)
-    if scores.picture is not None:
-        told["picture"] = asdict(scores.picture)
-    if scores.correspondence:
-        told["correspondence_error"] = scores.correspondence
+    for direction, of_map in scores_by_direction(scores).items():
+        told[f"ulam_{direction}"] = {str(name): _plain(values) for name, values in of_map.data_vars.items()}
+    picture = {name: scores[name].item() for name in PICTURE_SCORES if name in scores}
+    if picture:
+        told["picture"] = picture
+    if "correspondence_error" in scores:
+        errors = scores["correspondence_error"]
+        told["correspondence_error"] = dict(zip(errors["layer"].values.tolist(), errors.values.tolist(), strict=True))
     return told
 
 
-def print_scores(scores: TraceScores, *, compat: bool = False) -> None:
-    """Print tables of the numbers."""
-    if scores.cards:
-        _print_cards(scores, compat=compat)
+def print_scores(scores: xr.Dataset, code: str | None = None) -> None:
+    """Print tables of the numbers, with the IMACS of a published code where it is named."""
+    from attrace.analysis.scores.trace_scores import scores_by_direction
+
+    maps = scores_by_direction(scores)
+    masked = {direction: of_map for direction, of_map in maps.items() if "imacs" in of_map}
+    if masked:
+        imacs = {"IMACS": "imacs"} | ({} if code is None else {f"IMACS ({code})": f"imacs_{code.replace('-', '_')}"})
+        rows = [["map", *imacs, "inside", "area", "box", "mask box", "IoU"]]
+        for direction, one in masked.items():
+            numbers = [f"{float(one[name]):.3f}" for name in imacs.values()]
+            shares = [f"{float(one[name]):.1%}" for name in ("inside", "area")]
+            boxes = [_box_text(one[name]) for name in ("box", "mask_box")]
+            rows.append([f"ulam_{direction}", *numbers, *shares, *boxes, f"{float(one['iou']):.2f}"])
+        print_table(rows, right=range(1, len(rows[0])))
         click.echo()
     rows = [["map", "entropy", "tokens", "even", "heads agree", "layers agree", "drift"]]
-    rows += [[f"ulam_{direction}", *_map_cells(of_maps)] for direction, of_maps in scores.maps.items()]
+    for direction, one in maps.items():
+        sharp = [f"{float(one['entropy']):.2f}", f"{float(one['effective_tokens']):.0f}", f"{int(one['cells'])}"]
+        alike = [_number(float(one[name]), 3) for name in ("head_agreement", "layer_agreement", "drift")]
+        rows.append([f"ulam_{direction}", *sharp, *alike])
     print_table(rows, right=range(1, len(rows[0])))
-    if scores.picture is not None:
-        _print_picture(asdict(scores.picture))
-    if scores.correspondence:
-        errors = [[layer, _number(error, 2)] for layer, error in scores.correspondence.items()]
+    if "psnr" in scores:
+        _print_picture(scores)
+    if "correspondence_error" in scores:
+        errors = scores["correspondence_error"]
+        lines = zip(errors["layer"].values.tolist(), errors.values.tolist(), strict=True)
         click.echo()
-        print_table([["layer", "correspondence error"], *errors], right=(1,))
+        print_table(
+            [["layer", "correspondence error"], *([layer, _number(one, 2)] for layer, one in lines)], right=(1,)
+        )
 
 
-def print_csv(scores: TraceScores) -> None:
+def print_csv(scores: xr.Dataset) -> None:
     """Print one line for each number."""
+    from attrace.analysis.scores.trace_scores import Score, score_table
+
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("score", "of", "value", "better"))
-    writer.writerows(scores.rows())
+    writer.writerow(Score._fields)
+    writer.writerows(score_table(scores))
 
 
 def read_truth(file: str, trace: Trace) -> NDArray[np.uint8]:
@@ -72,8 +93,8 @@ def read_places(given: str, trace: Trace, mask: NDArray[np.bool_] | None) -> NDA
     import numpy as np
 
     from attrace.analysis.maps.sram import picture_size
+    from attrace.analysis.scores.boxes import mask_box
     from attrace.analysis.scores.ground_truth import places_of_box
-    from attrace.analysis.scores.scorecard import mask_box
 
     if given.endswith(".npy"):
         try:
@@ -92,46 +113,32 @@ def read_places(given: str, trace: Trace, mask: NDArray[np.bool_] | None) -> NDA
     return places_of_box((top, left, bottom, right), picture, mask)
 
 
-def _print_cards(scores: TraceScores, *, compat: bool) -> None:
-    rows = [["map", "IMACS", *(["IMACS (i2am)"] if compat else []), "inside", "area", "box", "mask box", "IoU"]]
-    for name, card in scores.cards.items():
-        rows.append(
-            [
-                name,
-                f"{card.imacs:.3f}",
-                *([f"{card.imacs_i2am:.3f}"] if compat else []),
-                f"{card.inside:.1%}",
-                f"{card.area:.1%}",
-                "none" if card.box is None else ",".join(map(str, card.box)),
-                ",".join(map(str, card.mask_box)),
-                f"{card.iou:.2f}",
-            ]
-        )
-    print_table(rows, right=range(1, len(rows[0])))
+def _plain(values: xr.DataArray) -> Any:
+    """A number, or a box as whole numbers, None where there is none."""
+    if values.ndim == 0:
+        return int(values) if values.name == "cells" else values.item()
+    return None if bool(values.isnull().any()) else values.astype(int).values.tolist()
 
 
-def _map_cells(of_maps: MapScores) -> list[str]:
-    return [
-        f"{of_maps.entropy:.2f}",
-        f"{of_maps.effective_tokens:.0f}",
-        str(of_maps.cells),
-        *(_number(value, 3) for value in (of_maps.head_agreement, of_maps.layer_agreement, of_maps.drift)),
-    ]
+def _box_text(box: xr.DataArray) -> str:
+    found = _plain(box)
+    return "none" if found is None else ",".join(map(str, found))
 
 
-def _print_picture(picture: dict[str, float | None]) -> None:
+def _print_picture(scores: xr.Dataset) -> None:
     rows = [["picture", "PSNR, dB", "SSIM"]]
     for name, suffix in (("whole", ""), ("inside the mask", "_inside")):
-        if picture["psnr" + suffix] is not None:
-            similarity = picture["ssim" + suffix]
-            shown = "needs attrace[quality]" if similarity is None else _number(similarity, 3)
-            rows.append([name, _number(picture["psnr" + suffix], 2), shown])
-    if picture["lpips"] is not None:
-        rows = [[*row, last] for row, last in zip(rows, ("LPIPS", _number(picture["lpips"], 4), ""), strict=False)]
+        if f"psnr{suffix}" in scores:
+            known = f"ssim{suffix}" in scores
+            similarity = _number(float(scores[f"ssim{suffix}"]), 3) if known else "needs attrace[quality]"
+            rows.append([name, _number(float(scores[f"psnr{suffix}"]), 2), similarity])
+    if "lpips" in scores:
+        last = ("LPIPS", _number(float(scores["lpips"]), 4), "")
+        rows = [[*row, one] for row, one in zip(rows, last, strict=False)]
     click.echo()
     print_table(rows, right=(1, 2, 3))
 
 
-def _number(value: float | None, digits: int) -> str:
+def _number(value: float, digits: int) -> str:
     """A number; a dash where there is none."""
-    return "-" if value is None or value != value else f"{value:.{digits}f}"
+    return "-" if value != value else f"{value:.{digits}f}"

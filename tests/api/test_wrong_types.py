@@ -83,7 +83,6 @@ def test_selections(trace: Any, selection: dict[str, Any], message: str) -> None
     [
         ({"level": "foo"}, "level: expected ulam, tlam, hlam or llam, found 'foo'"),
         ({"direction": "up"}, "direction: expected r2g or g2r, found 'up'"),
-        ({"compat": "paper"}, "compat: expected None or i2am, found 'paper'"),
         ({"level": "tlam", "groups": "2"}, "groups: expected a whole number, found the str '2'"),
     ],
 )

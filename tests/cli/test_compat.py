@@ -11,7 +11,8 @@ import pytest
 from click.testing import Result
 from support.traces import make_trace, site_class
 
-from attrace.analysis import imacs, open_trace, sram, ulam
+from attrace.analysis import imacs, open_trace, ulam
+from attrace.analysis.maps import i2am
 from attrace.schemas import KeySegment
 
 from .conftest import Run
@@ -47,19 +48,22 @@ def test_maps_as_published(run: Run) -> None:
     told = json.loads(succeeded(run("maps", "run.zarr", "-o", "maps.npz", "--compat", "i2am", "--json")))
     assert list(told["maps"]) == [f"{level}_r2g" for level in ("ulam", "tlam", "hlam", "llam")]
     with np.load("maps.npz") as made:
-        np.testing.assert_array_equal(made["ulam_r2g"], ulam(open_trace("run.zarr"), compat="i2am"))
+        np.testing.assert_array_equal(made["ulam_r2g"], i2am.ulam(open_trace("run.zarr")))
     refused = failed(run("maps", "run.zarr", "-o", "g2r.npz", "--compat", "i2am", "--direction", "g2r"), 2)
     assert "warp_flow_blks 4 of StableVITON" in refused
-    assert "takes neither density" in failed(run("maps", "run.zarr", "-o", "d.npz", "--compat", "i2am", "--density"), 2)
+    assert "takes neither --density" in failed(
+        run("maps", "run.zarr", "-o", "d.npz", "--compat", "i2am", "--density"), 2
+    )
 
 
 @pytest.mark.usefixtures("trace")
 def test_chosen_patches_as_published(run: Run) -> None:
     arguments = ("sram", "run.zarr", "--at", "3,4", "--layers", "up_blocks.0*", "--compat", "i2am")
     succeeded(run(*arguments, "-o", "sram.npz"))
-    expected = sram(open_trace("run.zarr"), (3, 4), layers="up_blocks.0*", compat="i2am")
+    expected = i2am.sram(open_trace("run.zarr"), (3, 4), layers="up_blocks.0*")
     with np.load("sram.npz") as made:
         np.testing.assert_array_equal(made["sram_g2r"], expected)
+    assert "--direction g2r only" in failed(run(*arguments, "--direction", "r2g"), 2)
 
 
 @pytest.mark.usefixtures("trace")
@@ -72,9 +76,9 @@ def test_figures_as_published(run: Run) -> None:
 def test_score_takes_the_published_map(run: Run) -> None:
     trace = open_trace("run.zarr")
     mask = trace.images["mask"].values > 127
-    plain, published = (json.loads(succeeded(run("score", "run.zarr", "--json", *more)))["ulam_r2g"]["imacs_i2am"]
-                        for more in ((), ("--compat", "i2am")))  # fmt: skip
-    assert published == pytest.approx(float(imacs(ulam(trace, compat="i2am"), mask, compat="i2am")))
+    told = [json.loads(succeeded(run("score", "run.zarr", "--json", *more))) for more in ((), ("--compat", "i2am"))]
+    plain, published = (one["ulam_r2g"]["imacs_stableviton"] for one in told)
+    assert published == pytest.approx(float(imacs(i2am.ulam(trace), mask, variant="stableviton")))
     assert published != pytest.approx(plain)
 
 

@@ -29,7 +29,7 @@ ROOMS = {
 }
 """From bottom to top: a module imports from its own room and from those before it."""
 
-MOST_MODULES = 15
+MOST_MODULES = 12
 MOST_ROOMS = 10
 COMMANDS = ("cli", "commands")
 """Holds one module for each command, however many there are."""

@@ -1,9 +1,8 @@
-"""compat="i2am" is what the published code computes: a float64 restatement of it on calls of StableVITON's layers."""
+"""`i2am` is what the published code computes: a float64 restatement of it on calls of StableVITON's layers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 from support.exact import bicubic, no_computing, random_calls, softmax, write_calls
 from support.traces import site_class
 
-from attrace.analysis import Trace, as_published, hlam, imacs, llam, open_trace, open_traces, sram, tlam, ulam
-from attrace.analysis.maps.levels import level_maps
+from attrace.analysis import Trace, as_published, imacs, open_trace, open_traces
+from attrace.analysis.maps import i2am
 from attrace.schemas import InputError, SiteClass
 
 Array = NDArray[np.float64]
@@ -91,67 +90,62 @@ class TestLevels:
     def test_r2g(self, trace: Trace) -> None:
         maps = published_r2g()
         with no_computing():
-            found = ulam(trace, compat="i2am")
+            found = i2am.ulam(trace)
         check(found, np.mean(list(maps.values()), axis=(0, 1)))
-        check(hlam(trace, compat="i2am"), np.mean(list(maps.values()), axis=0))
-        by_layer = llam(trace, compat="i2am")
+        check(i2am.hlam(trace), np.mean(list(maps.values()), axis=0))
+        by_layer = i2am.llam(trace)
         assert set(by_layer["layer"].values.tolist()) == set(maps)
         check(by_layer, np.stack([maps[path].mean(axis=0) for path in by_layer["layer"].values.tolist()]))
         assert (found.attrs["context"], found.attrs["compat"]) == ("image-prompt", "i2am")
 
     def test_r2g_in_five_groups_of_steps(self, trace: Trace) -> None:
         groups = [list(published_r2g(range(start, start + 2)).values()) for start in range(0, STEPS, 2)]
-        check(tlam(trace, compat="i2am"), np.mean(groups, axis=(1, 2)))
+        check(i2am.tlam(trace), np.mean(groups, axis=(1, 2)))
 
     def test_g2r(self, trace: Trace) -> None:
-        check(ulam(trace, direction="g2r", compat="i2am"), published_g2r([4]).mean(axis=(0, 1)))
-        check(hlam(trace, direction="g2r", compat="i2am"), published_g2r([4])[0])
+        check(i2am.ulam(trace, direction="g2r"), published_g2r([4]).mean(axis=(0, 1)))
+        check(i2am.hlam(trace, direction="g2r"), published_g2r([4])[0])
         groups = [published_g2r([3, 4, 5], steps=range(start, start + 2)) for start in range(0, STEPS, 2)]
-        check(tlam(trace, direction="g2r", compat="i2am"), np.mean(groups, axis=(1, 2)))
-        assert llam(trace, direction="g2r", compat="i2am").sizes["layer"] == 9
+        check(i2am.tlam(trace, direction="g2r"), np.mean(groups, axis=(1, 2)))
+        assert i2am.llam(trace, direction="g2r").sizes["layer"] == 9
 
     def test_chosen_patches(self, trace: Trace) -> None:
-        one = sram(trace, (33, 20), compat="i2am")  # a pixel of the picture of 64 x 48, in the patch (2, 1)
+        one = i2am.sram(trace, (33, 20))  # a pixel of the picture of 64 x 48, in the patch (2, 1)
         check(one, published_g2r([4], [2 * 3 + 1]).mean(axis=(0, 1)))
         mask = np.zeros((64, 48), bool)
         mask[16:40, 8:33] = True  # holds the first pixel of (1, 1), (1, 2), (2, 1) and (2, 2)
-        check(sram(trace, mask, compat="i2am"), published_g2r([4], [4, 5, 7, 8]).mean(axis=(0, 1)))
+        check(i2am.sram(trace, mask), published_g2r([4], [4, 5, 7, 8]).mean(axis=(0, 1)))
         speck = np.zeros((64, 48), bool)
         speck[17, 17] = True
         with pytest.raises(InputError, match="no patch of 4 x 3 has its first pixel inside"):
-            sram(trace, speck, compat="i2am")
-        with pytest.raises(InputError, match="direction='g2r' only"):
-            sram(trace, (0, 0), direction="r2g", compat="i2am")
+            i2am.sram(trace, speck)
 
     def test_layers_of_ones_own_take_the_same_formula(self, trace: Trace) -> None:
-        found = ulam(trace, direction="g2r", layers=FLOW.format(3), compat="i2am")
+        found = i2am.ulam(trace, direction="g2r", layers=FLOW.format(3))
         check(found, published_g2r([3]).mean(axis=(0, 1)))
-        xr.testing.assert_identical(ulam(trace.sel(layer=FLOW.format(3)), direction="g2r", compat="i2am"), found)
+        xr.testing.assert_identical(i2am.ulam(trace.sel(layer=FLOW.format(3)), direction="g2r"), found)
 
     def test_all_maps_at_once_and_of_many_traces(self, trace: Trace) -> None:
-        maps = level_maps(trace, compat="i2am")
-        assert maps.keys() == {f"{level}_{way}" for level in ("ulam", "tlam", "hlam", "llam") for way in ("r2g", "g2r")}
-        of_many = ulam(open_traces([trace.path]), direction="g2r", compat="i2am")
-        np.testing.assert_array_equal(of_many[0], maps["ulam_g2r"])
+        maps = i2am.level_maps(trace)
+        assert {way: list(node.data_vars) for way, node in maps.children.items()} == {
+            way: ["ulam", "tlam", "hlam", "llam"] for way in ("r2g", "g2r")
+        }
+        of_many = i2am.ulam(open_traces([trace.path]), direction="g2r")
+        np.testing.assert_array_equal(of_many[0], maps["g2r/ulam"])
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"compat": "daam"}, "expected None or i2am"),
-            ({"compat": "i2am", "density": True}, "takes neither density"),
-        ],
-    )
-    def test_refusals(self, trace: Trace, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(InputError, match=message):
-            ulam(trace, **options)
+    def test_refusals(self, trace: Trace) -> None:
+        with pytest.raises(InputError, match="level: expected ulam, tlam, hlam or llam"):
+            i2am.attribution_map(trace, "foo", direction="g2r")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="density"):
+            i2am.ulam(trace, density=True)  # type: ignore[call-arg]
 
     def test_a_model_without_its_blocks(self, tmp_path: Path) -> None:
         one = site_class()
         other = open_trace(write_calls(tmp_path / "run.zarr", (one,), random_calls((one,), 1), steps=1))
         with pytest.raises(InputError, match="takes warp_flow_blks 4 of StableVITON"):
-            ulam(other, direction="g2r", compat="i2am")
-        assert level_maps(other, levels=["ulam"], compat="i2am").keys() == {"ulam_r2g"}
-        ulam(other, direction="g2r", layers="up.*", compat="i2am")
+            i2am.ulam(other, direction="g2r")
+        assert list(i2am.level_maps(other, levels=["ulam"]).children) == ["r2g"]
+        i2am.ulam(other, direction="g2r", layers="up.*")
 
 
 def shown(values: Array, size: tuple[int, int], direction: str, mask: Array | None = None) -> Array:
@@ -191,11 +185,11 @@ class TestPicture:
         values = shown(self.VALUES, (64, 48), direction, self.MASK)
         inside = (values * self.MASK).sum() / self.MASK.sum()
         outside = (values * (1 - self.MASK)).sum() / (1 - self.MASK).sum()
-        found = imacs(self.a_map(direction), self.MASK, compat="i2am")
+        found = imacs(self.a_map(direction), self.MASK, variant="stableviton")
         assert float(found) == pytest.approx(inside - 3 * outside, abs=1e-9)
 
     def test_what_has_no_direction(self) -> None:
-        with pytest.raises(InputError, match="needs the direction of the map"):
+        with pytest.raises(InputError, match="depend on the direction of the map"):
             as_published(xr.DataArray(self.VALUES, dims=("row", "column")))
         with pytest.raises(InputError, match="dims row and column"):
             as_published(xr.DataArray(self.VALUES, dims=("y", "x"), attrs={"direction": "r2g"}))

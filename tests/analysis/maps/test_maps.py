@@ -26,9 +26,9 @@ from support.exact import (
 )
 from support.traces import make_trace, site_class
 
-from attrace.analysis import Trace, hlam, llam, marginals, open_trace, tlam, ulam
-from attrace.analysis.maps.time_groups import time_groups
-from attrace.analysis.trace.weights import coverage
+from attrace.analysis import Trace, attribution_map, hlam, llam, marginals, open_trace, tlam, ulam
+from attrace.analysis.maps.levels import time_groups
+from attrace.analysis.maps.masks import coverage
 from attrace.schemas import Direction, InputError, KeySegment, SelectionError, SiteClass
 
 DIRECTIONS: list[Direction] = ["r2g", "g2r"]
@@ -390,6 +390,12 @@ class TestRefusals:
     def test_groups(self, trace: Trace, arguments: dict[str, Any], message: str) -> None:
         with pytest.raises(InputError, match=message):
             tlam(trace, **arguments)
+
+    def test_levels(self, trace: Trace) -> None:
+        with pytest.raises(InputError, match="level: expected ulam, tlam, hlam or llam, found 'foo'"):
+            attribution_map(trace, "foo")  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="groups and group_size are those of tlam"):
+            attribution_map(trace, "llam", groups=2)
 
     def test_layers(self, trace: Trace) -> None:
         with pytest.raises(SelectionError, match="no layer 'attn9'"):

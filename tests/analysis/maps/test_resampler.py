@@ -13,7 +13,7 @@ from support.exact import bicubic, no_computing, random_calls, softmax, write_ca
 from support.traces import site_class
 
 from attrace.analysis import Trace, hlam, llam, open_trace, resampler_shares, sram, tlam, ulam
-from attrace.analysis.maps.levels import level_maps, mappable_directions
+from attrace.analysis.maps.attribution import level_maps, mappable_directions
 from attrace.schemas import InputError, KeySegment, SiteClass
 
 Array = NDArray[np.float64]
@@ -150,7 +150,7 @@ def test_without_it_there_is_no_map_over_the_reference(trace: Trace) -> None:
         ulam(trace, direction="g2r")
     assert mappable_directions(trace) == ("r2g",)
     assert mappable_directions(trace, resampler="last") == ("r2g", "g2r")
-    assert level_maps(trace, levels=["ulam"], resampler="last").keys() == {"ulam_r2g", "ulam_g2r"}
+    assert set(level_maps(trace, levels=["ulam"], resampler="last").children) == {"r2g", "g2r"}
     # the resampler's own attention, where it is what is asked for
     own = ulam(trace, direction="g2r", layers=RESAMPLER.format(0, 10))
     check(own, np.mean([shares(0, step, "last").mean(axis=0) for step in range(STEPS)], axis=0).reshape(GRID))

@@ -13,8 +13,8 @@ from support.exact import LayerMaps, counted_reads, level_of, no_computing, rand
 from support.traces import site_class
 
 from attrace.analysis import Trace, correspondence, open_trace, sram
+from attrace.analysis.maps.masks import coverage
 from attrace.analysis.maps.sram import chosen_patches, picture_size
-from attrace.analysis.trace.weights import coverage
 from attrace.schemas import Direction, InputError, Level, SelectionError, SiteClass
 
 STEPS = 5

@@ -11,7 +11,8 @@ from support.exact import LayerMaps, bicubic, level_of, no_computing, random_cal
 from support.traces import make_trace, site_class
 
 from attrace.analysis import Trace, open_trace, token_map
-from attrace.analysis.maps.tokens import token_places
+from attrace.analysis.maps import daam
+from attrace.analysis.maps.tokens import token_positions
 from attrace.schemas import InputError, KeySegment, Level, SelectionError, SiteClass
 
 CLIP = ("<|startoftext|>", "a</w>", "cor", "gi</w>", "and</w>", "a</w>", "cat</w>", "<|endoftext|>")
@@ -73,7 +74,7 @@ class TestWords:
         ],
     )
     def test_found(self, tokens: tuple[str, ...], word: str, places: list[int]) -> None:
-        assert token_places(text_class(tokens=tokens), word) == places
+        assert token_positions(text_class(tokens=tokens), word) == places
 
     def test_found_in_the_text_of_each_tokenizer(self) -> None:
         clip = ("<|startoftext|>", "cat</w>", "<|endoftext|>", "<|endoftext|>")
@@ -81,8 +82,8 @@ class TestWords:
         counts = (("text", 3), ("pad", 1), ("text", 4), ("pad", 1))
         segments = tuple(KeySegment(kind=kind, count=count) for kind, count in counts)  # type: ignore[arg-type]
         one = site_class("text/64x9h2d8", key_grid=None, keys=9, key_segments=segments, tokens=(*clip, *t5))
-        assert token_places(one, "cat") == [1, 6]
-        assert token_places(one, "cats") == [4, 5]
+        assert token_positions(one, "cat") == [1, 6]
+        assert token_positions(one, "cats") == [4, 5]
 
     @pytest.mark.parametrize(
         ("tokens", "word"),
@@ -90,20 +91,20 @@ class TestWords:
     )
     def test_parts_of_words_are_not_found(self, tokens: tuple[str, ...], word: str) -> None:
         with pytest.raises(SelectionError, match=f"no word '{word}' among its tokens"):
-            token_places(text_class(tokens=tokens), word)
+            token_positions(text_class(tokens=tokens), word)
 
     def test_several_words_and_places(self) -> None:
-        assert token_places(text_class(), ["cat", 0, "corgi"]) == [0, 2, 3, 6]
+        assert token_positions(text_class(), ["cat", 0, "corgi"]) == [0, 2, 3, 6]
 
     @pytest.mark.parametrize(("tokens", "error"), [([], InputError), (8, SelectionError), ([-1], SelectionError)])
     def test_what_is_none(self, tokens: Any, error: type[Exception]) -> None:
         with pytest.raises(error):
-            token_places(text_class(), tokens)
+            token_positions(text_class(), tokens)
 
     def test_tokens_that_are_not_known(self) -> None:
         with pytest.raises(InputError, match="does not know the tokens"):
-            token_places(text_class(tokens=None), "cat")
-        assert token_places(text_class(tokens=None), 3) == [3]
+            token_positions(text_class(tokens=None), "cat")
+        assert token_positions(text_class(tokens=None), 3) == [3]
 
 
 @pytest.mark.parametrize("level", ["ulam", "tlam", "hlam", "llam"])
@@ -183,7 +184,7 @@ class TestDaam:
                     # each token by itself: a negative overshoot of one takes nothing from the other
                     exact += [np.maximum(bicubic(token, (side, side)), 0) for head in by_token for token in head]
         expected = np.mean(exact, axis=0)
-        found = token_map(trace, [5, 7], compat="daam")
+        found = daam.token_map(trace, [5, 7])
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.max())
         assert found.attrs["layers"] == len(layers)
         assert found.attrs["compat"] == "daam"
@@ -191,9 +192,9 @@ class TestDaam:
     def test_sums_of_groups_add_up(self, tmp_path: Path) -> None:
         calls = random_calls(self.CLASSES, STEPS)
         trace = open_trace(write_calls(tmp_path / "run.zarr", self.CLASSES, calls, steps=STEPS, image_size=(512, 512)))
-        fine: dict[str, Any] = {"layers": "up.1", "compat": "daam", "size": (10, 10)}
-        groups = token_map(trace, 5, level="tlam", group_size=2, **fine)
-        np.testing.assert_allclose(groups.sum("time_group"), token_map(trace, 5, **fine), rtol=1e-5)
+        fine: dict[str, Any] = {"layers": "up.1", "size": (10, 10)}
+        groups = daam.token_map(trace, 5, level="tlam", group_size=2, **fine)
+        np.testing.assert_allclose(groups.sum("time_group"), daam.token_map(trace, 5, **fine), rtol=1e-5)
 
     def test_tokens_of_a_word_count_inside_other_words(self, tmp_path: Path) -> None:
         texts = ("<|startoftext|>", "cat</w>", "and</w>", "cat", "fish</w>", "<|endoftext|>")
@@ -206,16 +207,14 @@ class TestDaam:
         ).model_copy(update={"key_segments": (KeySegment(kind="text", count=6), KeySegment(kind="pad", count=padding))})
         path = write_calls(tmp_path / "run.zarr", (one,), random_calls((one,), 1), steps=1, image_size=(512, 512))
         trace = open_trace(path)
-        np.testing.assert_allclose(token_map(trace, "cat", compat="daam"), token_map(trace, [1, 3], compat="daam"))
+        np.testing.assert_allclose(daam.token_map(trace, "cat"), daam.token_map(trace, [1, 3]))
 
-    def test_normalised_needs_the_words_and_daam(self, tmp_path: Path) -> None:
+    def test_normalised_needs_the_words(self, tmp_path: Path) -> None:
         calls = random_calls(self.CLASSES, 1)
         trace = open_trace(write_calls(tmp_path / "run.zarr", self.CLASSES, calls, steps=1, image_size=(512, 512)))
         with pytest.raises(InputError, match="does not know how many words"):
-            token_map(trace, 5, compat="daam", normalise=True)
-        with pytest.raises(InputError, match="use it with compat='daam'"):
-            token_map(trace, 5, normalise=True)
+            daam.token_map(trace, 5, normalise=True)
 
     def test_no_layer_that_it_takes(self, trace: Trace) -> None:
         with pytest.raises(InputError, match="queries on a grid and 77 keys"):
-            token_map(trace, "cat", compat="daam")
+            daam.token_map(trace, "cat")

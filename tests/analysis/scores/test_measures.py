@@ -59,11 +59,11 @@ class TestImacs:
 
     @pytest.mark.parametrize(("direction", "perfect"), [("r2g", -3.0), ("g2r", 1.0)])
     def test_as_published_a_perfect_map(self, direction: str, perfect: float) -> None:
-        assert float(imacs(a_map(MASK, direction=direction), MASK, compat="i2am")) == pytest.approx(perfect)
+        assert float(imacs(a_map(MASK, direction=direction), MASK, variant="stableviton")) == pytest.approx(perfect)
 
     def test_as_published_a_random_map_of_the_reference(self) -> None:
         values = np.random.default_rng(0).random((400, 400))
-        score = imacs(a_map(values, direction="g2r"), np.kron(MASK, np.ones((50, 50))), compat="i2am")
+        score = imacs(a_map(values, direction="g2r"), np.kron(MASK, np.ones((50, 50))), variant="stableviton")
         assert float(score) == pytest.approx(0.42, abs=0.01)
 
     def test_as_published_step_by_step(self) -> None:
@@ -71,7 +71,7 @@ class TestImacs:
         turned = 1 - (values - values.min()) / (values.max() - values.min())
         turned[turned <= 0.4] = 0
         expected = turned[MASK].mean() - 3 * turned[~MASK].mean()
-        assert float(imacs(a_map(values, direction="r2g"), MASK, compat="i2am")) == pytest.approx(expected)
+        assert float(imacs(a_map(values, direction="r2g"), MASK, variant="stableviton")) == pytest.approx(expected)
 
     @pytest.mark.parametrize(
         ("attribution", "mask", "options", "message"),
@@ -79,8 +79,8 @@ class TestImacs:
             (a_map(MASK), np.ones((4, 4), bool), {}, "covers the whole map"),
             (a_map(MASK), np.zeros((4, 4), bool), {}, "selects nothing"),
             (a_map(MASK).rename(row="y"), MASK, {}, "expected a map with the dims row and column"),
-            (a_map(MASK), MASK, {"compat": "i2am"}, "needs the direction of the map"),
-            (a_map(MASK), MASK, {"compat": "daam"}, "expected None or 'i2am'"),
+            (a_map(MASK), MASK, {"variant": "stableviton"}, "depend on the direction of the map"),
+            (a_map(MASK), MASK, {"variant": "daam"}, "variant: expected plain, stableviton or viton-step-1"),
         ],
     )
     def test_refusals(

@@ -16,7 +16,7 @@ from attrace.analysis import open_trace
 from attrace.analysis.explorer.compare_page import compare_page
 from attrace.analysis.scores import perceptual as measured
 from attrace.analysis.scores.perceptual import ALEXNET, INCEPTION, PictureSets, lpips, set_distance
-from attrace.analysis.scores.trace_scores import score_trace
+from attrace.analysis.scores.trace_scores import score_table, score_trace
 from attrace.analysis.studies.compare import compare
 from attrace.schemas import InputError
 
@@ -92,9 +92,9 @@ def test_lpips_is_a_score_of_the_picture(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("attrace.analysis.scores.trace_scores.require_lpips", lambda: None)
     monkeypatch.setattr("attrace.analysis.scores.trace_scores.lpips", lambda *_: 0.25)
     trace = open_trace(scored_trace(tmp_path / "run.zarr"))
-    rows = {row.score: row for row in score_trace(trace, {}, perceptual=True).rows()}
+    rows = {row.score: row for row in score_table(score_trace(trace, {}, perceptual=True))}
     assert (rows["lpips"].value, rows["lpips"].of, rows["lpips"].better) == (0.25, "generated", "lower")
-    assert "lpips" not in {row.score for row in score_trace(trace, {}).rows()}
+    assert "lpips" not in score_trace(trace, {})
 
 
 def mean_colours(batch: Any) -> Any:

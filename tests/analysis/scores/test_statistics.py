@@ -11,17 +11,8 @@ import pytest
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from attrace.analysis.scores.statistics import (
-    agreement,
-    centre_of_mass,
-    correspondence_error,
-    drift,
-    effective_tokens,
-    entropy,
-    mass,
-    psnr,
-    ssim,
-)
+from attrace.analysis import agreement, correspondence_error, drift, effective_tokens, entropy, mass, psnr, ssim
+from attrace.analysis.scores.measures import centre_of_mass
 from attrace.schemas import InputError
 
 

@@ -1,4 +1,4 @@
-"""Token maps with compat="daam" are DAAM's formula, written anew from what the U-Net's modules saw."""
+"""The token maps of `daam` are DAAM's formula, written anew from what the U-Net's modules saw."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from scipy.special import softmax
 from support import models
 from support.truth import Scores, true_scores
 
-from attrace.analysis import open_trace, token_map
+from attrace.analysis import open_trace
+from attrace.analysis.maps import daam as daam_tool
 from attrace.recorder import record
 from attrace.schemas import KeySegment, Level
 
@@ -94,7 +95,7 @@ def test_daams_own_formula(recorded: tuple[Path, Scores, int], level: Level) -> 
     assert len(expected) == layers
     trace = open_trace(path)
     assert trace.manifest.classes[0].keys == 77
-    found = token_map(trace, [3, 4, 9], level=level, compat="daam")
+    found = daam_tool.token_map(trace, [3, 4, 9], level=level)
     if level == "ulam":
         exact = np.mean([one for maps in expected.values() for one in maps], axis=0)
     elif level == "hlam":
@@ -114,7 +115,7 @@ def test_normalised_by_all_words(recorded: tuple[Path, Scores, int]) -> None:
     of_words = [np.mean([one for maps in daam(truth, [place]).values() for one in maps], axis=0) for place in words]
     tokens = ["<|startoftext|>", *(f"{letter}</w>" for letter in "abcde"), "<|endoftext|>"]
     named = with_tokens(trace, tokens)
-    found = token_map(named, "c", compat="daam", normalise=True)
+    found = daam_tool.token_map(named, "c", normalise=True)
     np.testing.assert_allclose(found, of_words[2] / (sum(of_words) + 1e-6), rtol=0, atol=1e-5)
 
 

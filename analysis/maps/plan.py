@@ -1,7 +1,8 @@
-"""What is to be computed for a map: the layers that have a grid for its direction, and what counts on it."""
+"""Plans of maps: the site classes that have a grid for a direction, and how the marginals of each are laid on it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,20 +10,14 @@ import numpy as np
 import xarray as xr
 
 from attrace.analysis.maps.marginals import MarginalPlan, Quantity
+from attrace.analysis.maps.masks import Keys, Queries, Weights, as_mask, coverage, key_weights, query_weights
 from attrace.analysis.maps.resampler import Resampler, adapters_of, has_resampler, is_resampler, resampler_shares
+from attrace.analysis.trace.key_segments import picture_keys
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.trace import Trace
-from attrace.analysis.trace.weights import (
-    Keys,
-    Queries,
-    Weights,
-    as_mask,
-    coverage,
-    key_weights,
-    picture_segment,
-    query_weights,
-)
 from attrace.schemas import Direction, InputError, SiteClass
+from attrace.schemas.checks import require_choice
+from attrace.schemas.words import DIRECTIONS
 
 Size = tuple[int, int]
 """Rows and columns of a map."""
@@ -35,13 +30,11 @@ class GridPlan:
     marginals: MarginalPlan
     quantity: Quantity
     """Which of what a pass computes the maps show."""
-    places: slice
+    patches: slice
     """Queries or keys that lie on the grid."""
     grid: Size
-    shown: Weights
+    gain: Weights
     """What each cell of the grid is multiplied by in the map: (cell), 0 where it is not shown."""
-    total: bool = False
-    """Whether to take the sum over the steps in place of the mean."""
     shares: xr.DataArray | None = None
     """How the keys, where they are tokens of a resampler, are laid on the cells: (time, token, row, column)."""
 
@@ -49,42 +42,49 @@ class GridPlan:
 def grid_plans(
     trace: Trace,
     direction: Direction,
-    queries: Queries,
-    keys: Keys,
     *,
+    queries: Queries = None,
+    keys: Keys = None,
     density: bool = False,
     resampler: Resampler = None,
 ) -> list[GridPlan]:
-    """What is to be computed for the maps of a direction: one plan for each selected class that has a grid for it.
+    """Plans of the maps of a direction: one for each selected class that has a grid for it.
 
     Raises
     ------
     InputError
         If no selected class has one, or the queries or keys that count are none.
     """
+    require_choice(direction, DIRECTIONS, "direction")
     if trace.steps == 0 or not trace.classes:
         raise InputError(f"trace {trace.path} has no finished step yet: there is nothing to map")
     if resampler is not None:
         plans = _resampled_plans(trace, direction, queries, keys, density, resampler)
     else:
+        # the queries of a resampler are tokens: its own attention is mapped only where nothing else is selected
+        classes = [one for one in trace.classes if not is_resampler(one.site_class)] or list(trace.classes)
         plans = [
-            _grid_plan(trace, one, *place, direction, queries, keys, density)
-            for one in _of_picture(trace)
-            if (place := _grid_of(one.site_class, direction)) is not None
+            _grid_plan(trace, one, direction, *grid, queries, keys, density)
+            for one in classes
+            if (grid := _grid_of(one.site_class, direction)) is not None
         ]
     if not plans:
         raise InputError(_no_grid(trace, direction))
-    usable = [plan for plan in plans if plan.shown.any() and plan.marginals.of_keys().any()]
+    usable = [plan for plan in plans if plan.gain.any() and plan.marginals.of_keys().any()]
     if not usable:
         raise InputError(f"trace {trace.path}: no selected layer with a grid for {direction} has the keys {keys!r}")
     return usable
 
 
+def finest(grids: Iterable[Size]) -> Size:
+    """The grid with the most cells."""
+    return max(grids, key=lambda grid: (grid[0] * grid[1], grid))
+
+
 def finest_grid(trace: Trace, direction: Direction) -> Size:
     """Rows and columns of the finest grid recorded for a direction, whatever layers are selected."""
     whole = replace(trace, selected_paths=None, selected_heads=None)
-    grids = [place[1] for one in whole.classes if (place := _grid_of(one.site_class, direction)) is not None]
-    return max(grids, key=lambda grid: (grid[0] * grid[1], grid))
+    return finest([grid[1] for one in whole.classes if (grid := _grid_of(one.site_class, direction)) is not None])
 
 
 def checked_size(size: Size) -> Size:
@@ -104,45 +104,36 @@ def checked_size(size: Size) -> Size:
     return rows, columns
 
 
-def _of_picture(trace: Trace) -> list[SelectedClass]:
-    """The selected classes without those of a resampler, whose queries are tokens, unless there are no others."""
-    own = [one for one in trace.classes if not is_resampler(one.site_class)]
-    return own or list(trace.classes)
-
-
 def _grid_of(site_class: SiteClass, direction: Direction) -> tuple[slice, Size] | None:
     """Which queries or keys lie on a grid, and the grid; None if none do."""
-    if direction == "r2g":
-        return None if site_class.query_grid is None else (slice(0, site_class.queries), site_class.query_grid)
-    picture = picture_segment(site_class)
-    return None if picture is None or picture[1].grid is None else (picture[0], picture[1].grid)
+    if direction == "g2r":
+        return picture_keys(site_class)
+    return None if site_class.query_grid is None else (slice(0, site_class.queries), site_class.query_grid)
 
 
 def _grid_plan(
     trace: Trace,
     selected: SelectedClass,
-    places: slice,
-    grid: Size,
     direction: Direction,
+    patches: slice,
+    grid: Size,
     queries: Queries,
     keys: Keys,
     density: bool,
 ) -> GridPlan:
     site_class = selected.site_class
     of_queries, of_keys = query_weights(site_class, queries), key_weights(site_class, keys)
-    chosen: dict[str, Any]
+    averaged: dict[str, Any]
     if direction == "r2g":
-        subset, chosen = keys, {"key_weights": of_keys}
-        shown = of_queries
+        subset, averaged, tokens, gain = keys, {"key_weights": of_keys}, site_class.queries, of_queries
     else:
-        subset, chosen = queries, {"query_weights": of_queries}
-        shown = np.ones(places.stop - places.start) if keys is None else of_keys[places]
+        gain = np.ones(patches.stop - patches.start) if keys is None else of_keys[patches]
+        subset, averaged, tokens = queries, {"query_weights": of_queries}, site_class.keys
     if subset is None:
         marginals = MarginalPlan(selected, trace.step_places)
     else:
-        marginals = MarginalPlan(selected, trace.step_places, quantities=(direction,), **chosen)
-    tokens = site_class.queries if direction == "r2g" else site_class.keys
-    return GridPlan(marginals, direction, places, grid, shown * tokens if density else shown)
+        marginals = MarginalPlan(selected, trace.step_places, quantities=(direction,), **averaged)
+    return GridPlan(marginals, direction, patches, grid, gain * tokens if density else gain)
 
 
 def _resampled_plans(
@@ -158,14 +149,14 @@ def _resampled_plans(
                 continue
             shares = resampler_shares(trace, resampler, adapter=adapter)
             grid = (shares.sizes["row"], shares.sizes["column"])
-            shown = np.ones(grid[0] * grid[1]) if keys is None else coverage(as_mask(keys, "keys"), grid).ravel()
+            gain = np.ones(grid[0] * grid[1]) if keys is None else coverage(as_mask(keys, "keys"), grid).ravel()
             if queries is None:
                 marginals = MarginalPlan(layers, trace.step_places)
             else:
                 of_queries = query_weights(selected.site_class, queries)
                 marginals = MarginalPlan(layers, trace.step_places, of_queries, quantities=("g2r",))
-            shown = shown * shares.attrs["sources"] if density else shown
-            plans.append(GridPlan(marginals, "g2r", slice(0, shown.size), grid, shown, shares=shares))
+            gain = gain * shares.attrs["sources"] if density else gain
+            plans.append(GridPlan(marginals, "g2r", slice(0, gain.size), grid, gain, shares))
     return plans
 
 
@@ -175,8 +166,7 @@ def _no_grid(trace: Trace, direction: Direction) -> str:
             f"trace {trace.path}: the queries of the selected layers lie on no grid, so there is no map over the "
             "generated picture; marginals(trace) has the values"
         )
-    single = all(one.site_class.keys == 1 for one in trace.classes)
-    if single:
+    if all(one.site_class.keys == 1 for one in trace.classes):
         return (
             f"trace {trace.path}: the selected layers have one key (the reference as one vector), so the softmax over "
             "keys is 1 everywhere and says nothing of where in the reference; use direction='r2g'"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings, strategies as st
 from support.traces import site_class
 
-from attrace.analysis.trace.weights import area_matrix, as_mask, coverage, key_weights, picture_segment, query_weights
+from attrace.analysis.maps.masks import area_matrix, as_mask, coverage, key_weights, query_weights, read_mask
+from attrace.analysis.trace.key_segments import picture_keys
 from attrace.schemas import InputError, KeySegment
 
 WITH_CLS = site_class(cls=True)
@@ -76,9 +78,10 @@ def test_all_keys_count_where_there_are_no_patches() -> None:
         ("patches", "no kind of key 'patches'; use 'all' or one of patch"),
         ([17], "has keys 0 to 16, found"),
         ([-1], "has keys 0 to 16, found"),
-        ([], "expected places of keys"),
-        ([0.5], "expected places of keys"),
-        ([True, False], "found a boolean list"),
+        ([], "expected numbers of keys"),
+        ([0.5], "expected numbers of keys"),
+        ([True, False], r"expected numbers of keys, .* found \[True, False\]"),
+        (["cls"], "expected numbers of keys"),
         (np.zeros((4, 4), bool), "the mask selects nothing"),
         (np.zeros((4, 4, 3)), "expected a mask"),
     ],
@@ -103,6 +106,16 @@ def test_what_is_no_mask_is_refused(mask: Any, message: str) -> None:
         as_mask(mask, "queries")
 
 
+def test_a_mask_is_read_from_a_picture_in_one_way() -> None:
+    grey = np.array([[127, 128], [0, 255]], np.uint8)
+    expected = [[False, True], [False, True]]
+    for picture in (grey, grey[..., None], np.repeat(grey[..., None], 3, axis=2), PIL.Image.fromarray(grey)):
+        assert read_mask(picture).tolist() == expected
+    red = np.zeros((1, 2, 3), np.uint8)
+    red[0, 0, 0], red[0, 1, 1] = 255, 255
+    assert read_mask(red).tolist() == [[False, True]]  # by luminance: red is dark, green is not
+
+
 def test_a_mask_needs_a_grid() -> None:
     loose = site_class(query_grid=(4, 4), group="reference/16x16h2d8").model_copy(update={"query_grid": None})
     with pytest.raises(InputError, match="lie on no grid"):
@@ -113,4 +126,4 @@ def test_two_pictures_among_the_keys_are_not_one_map() -> None:
     grid = KeySegment(kind="patch", count=4, grid=(2, 2))
     two = site_class("reference/64x8h2d8", key_grid=None, keys=8, key_segments=(grid, grid))
     with pytest.raises(InputError, match=r"2 pictures \(2 x 2 and 2 x 2\)"):
-        picture_segment(two)
+        picture_keys(two)

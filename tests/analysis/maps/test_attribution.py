@@ -1,4 +1,4 @@
-"""Numbers of a map and a mask, and the strongest patches, on maps whose answer is known."""
+"""Trees of maps of several levels and directions, and the strongest patches of a map."""
 
 from __future__ import annotations
 
@@ -11,60 +11,13 @@ from numpy.typing import NDArray
 from support.traces import make_trace, site_class
 
 from attrace.analysis import open_trace
-from attrace.analysis.maps.attribution import hlam, tlam
-from attrace.analysis.maps.levels import compute_together, level_maps, mappable_directions
-from attrace.analysis.maps.strongest import strongest_patches
-from attrace.analysis.scores.scorecard import score_map
+from attrace.analysis.maps.attribution import hlam, level_maps, mappable_directions, tlam
+from attrace.analysis.maps.sram import strongest_patches
 from attrace.schemas import InputError
 
 
 def a_map(values: NDArray[np.float64], direction: str = "r2g") -> xr.DataArray:
     return xr.DataArray(values, dims=("row", "column"), attrs={"direction": direction})
-
-
-def block(size: int, top: int, left: int, bottom: int, right: int) -> NDArray[np.bool_]:
-    mask = np.zeros((size, size), bool)
-    mask[top:bottom, left:right] = True
-    return mask
-
-
-def test_a_map_that_is_its_mask_scores_best() -> None:
-    mask = block(64, 8, 16, 40, 48)
-    card = score_map(a_map(mask.astype(float)), mask)
-    assert (card.imacs, card.inside, card.iou) == (1, 1, 1)
-    assert card.box == card.mask_box == (8, 16, 40, 48)
-    assert card.area == mask.mean()
-    # the published code scores the same perfect map worst
-    assert card.imacs_i2am == -3
-
-
-def test_a_map_beside_its_mask_scores_worst() -> None:
-    mask = block(64, 0, 0, 64, 32)
-    card = score_map(a_map((~mask).astype(float)), mask)
-    assert (card.imacs, card.inside, card.iou) == (-3, 0, 0)
-
-
-def test_an_even_map_has_as_much_inside_as_the_mask_covers() -> None:
-    mask = block(32, 3, 5, 20, 29)
-    values = np.ones((8, 8))
-    values[0, 0] = 1 + 1e-9  # a constant map cannot be scaled
-    card = score_map(a_map(values), mask)
-    assert card.inside == pytest.approx(card.area)
-
-
-def test_boxes_are_in_pixels_of_the_mask() -> None:
-    mask = block(128, 32, 32, 96, 64)
-    card = score_map(a_map(block(32, 8, 8, 24, 16).astype(float)), mask)
-    assert card.box == card.mask_box == (32, 32, 96, 64)
-
-
-def test_a_mask_of_other_proportions_is_refused() -> None:
-    heat = a_map(np.random.default_rng(0).random((8, 8)))
-    mask = block(64, 8, 8, 16, 16)
-    score_map(heat, mask, picture_size=(512, 512))
-    score_map(heat, mask[:48], picture_size=(383, 512))  # rounded when it was made smaller
-    with pytest.raises(InputError, match=r"found 48 x 64 pixels, expected the proportions of the picture of 512 x 512"):
-        score_map(heat, mask[:48], picture_size=(512, 512))
 
 
 def test_the_strongest_patches_come_first_with_their_pixels(tmp_path: Path) -> None:
@@ -90,20 +43,24 @@ def test_a_map_without_patches_is_refused(tmp_path: Path) -> None:
 def test_levels_are_named_and_lazy_and_equal_to_the_single_maps(tmp_path: Path) -> None:
     trace = open_trace(make_trace(tmp_path / "run.zarr").path)
     lazy = level_maps(trace, levels=("tlam", "hlam"), groups=2, size=(5, 6), density=True)
-    assert list(lazy) == ["tlam_r2g", "hlam_r2g", "tlam_g2r", "hlam_g2r"]
-    assert all(heat.chunks for heat in lazy.values())
-    computed = compute_together(lazy)
+    nodes = {direction: node.to_dataset() for direction, node in lazy.children.items()}
+    assert {direction: list(node.data_vars) for direction, node in nodes.items()} == {
+        "r2g": ["tlam", "hlam"],
+        "g2r": ["tlam", "hlam"],
+    }
+    assert all(heat.chunks for node in nodes.values() for heat in node.data_vars.values())
+    computed = lazy.compute()
     expected = tlam(trace, groups=2, size=(5, 6), density=True).compute()
-    xr.testing.assert_identical(computed["tlam_r2g"], expected)
+    xr.testing.assert_identical(computed["r2g/tlam"], expected.rename("tlam"))
     expected = hlam(trace, direction="g2r", size=(5, 6), density=True).compute()
-    xr.testing.assert_identical(computed["hlam_g2r"], expected)
+    xr.testing.assert_identical(computed["g2r/hlam"], expected.rename("hlam"))
 
 
 def test_a_reference_of_one_vector_has_one_direction(tmp_path: Path) -> None:
     classes = (site_class("reference/64x1h2d8", key_grid=None, cls=True),)
     trace = open_trace(make_trace(tmp_path / "run.zarr", classes).path)
     assert mappable_directions(trace) == ("r2g",)
-    assert set(level_maps(trace, levels=("ulam",))) == {"ulam_r2g"}
+    assert list(level_maps(trace, levels=("ulam",)).children) == ["r2g"]
     with pytest.raises(InputError, match="one key"):
         level_maps(trace, directions=("g2r",))
 
