@@ -6,43 +6,21 @@ import logging
 import warnings
 from collections import UserDict
 from importlib import import_module
-from typing import Any, Final
+from pkgutil import iter_modules
+from typing import Any
 
 import click
 
+from attrace.cli import commands
 from attrace.cli.shared.errors import as_failure
 from attrace.cli.shared.options import examples
-
-_MODULE_OF: Final = {
-    "demo": "demo",
-    "record": "record",
-    "info": "info",
-    "verify": "verify",
-    "diff": "diff",
-    "repair": "repair",
-    "maps": "maps",
-    "sram": "sram",
-    "plot": "plot",
-    "report": "report",
-    "score": "score",
-    "precompute": "precompute",
-    "aggregate": "aggregate",
-    "compare": "compare",
-    "faithfulness": "faithfulness",
-    "pack": "pack",
-    "unpack": "pack",
-    "export": "export",
-    "push": "transfer",
-    "pull": "transfer",
-}
-"""Every command, and the module of this folder that it is in."""
 
 
 class _Commands(UserDict[str, Any]):
     """The commands by name, each imported when it is asked for: together they take longer than what most do."""
 
     def __getitem__(self, name: str) -> click.Command:
-        command: click.Command = getattr(import_module(f"attrace.cli.commands.{self.data[name]}"), name)
+        command: click.Command = getattr(import_module(self.data[name]), name)
         return command
 
 
@@ -67,7 +45,7 @@ class AttraceGroup(click.Group):
 
 @click.group(
     cls=AttraceGroup,
-    commands=_Commands(_MODULE_OF),
+    commands=_Commands({one.name: f"{commands.__name__}.{one.name}" for one in iter_modules(commands.__path__)}),
     epilog=examples("attrace demo -o demo"),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

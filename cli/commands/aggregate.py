@@ -17,6 +17,7 @@ from attrace.cli.shared.options import (
     density_option,
     examples,
     json_option,
+    layers_option,
     overwrite_option,
     size,
 )
@@ -52,7 +53,7 @@ SUFFIXES = (".zarr", ".csv", ".parquet")
     help="Lay whole pictures over each other, or the boxes around their masks.",
 )
 @density_option
-@click.option("--layers", multiple=True, metavar="GLOB", help="Layers by module path; may be repeated.")
+@layers_option
 @click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are.")
 @click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap.")

@@ -13,7 +13,15 @@ import click
 
 from attrace.cli.shared.destination import Destination
 from attrace.cli.shared.errors import Failure
-from attrace.cli.shared.options import CONTEXTS, density_option, examples, json_option, overwrite_option, size
+from attrace.cli.shared.options import (
+    CONTEXTS,
+    density_option,
+    examples,
+    json_option,
+    layers_option,
+    overwrite_option,
+    size,
+)
 from attrace.cli.shared.output import chunk_progress, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -43,7 +51,7 @@ if TYPE_CHECKING:
 )
 @click.option("--groups", type=click.IntRange(min=1), default=5, show_default=True, help="Groups of steps.")
 @density_option
-@click.option("--layers", multiple=True, metavar="GLOB", help="Layers by module path; may be repeated.")
+@layers_option
 @click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are.")
 @click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap.")

@@ -1,4 +1,4 @@
-"""`attrace pack` and `attrace unpack`: a trace as one file, and back."""
+"""`attrace pack`: a trace, or a part of it, as one file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from attrace.cli.shared.options import (
     citation_option,
     comma_list,
     examples,
+    layers_option,
     licence_option,
     overwrite_option,
     select,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @trace_argument
 @click.argument("packed", type=LocalPath("pack to a file here, then attrace push it"), metavar="PACKED")
 @click.option("--without", type=comma_list, metavar="PART,...", help="Leave out images, prompts or arguments.")
-@click.option("--layers", multiple=True, metavar="GLOB", help="Layers by module path; may be repeated.")
+@layers_option
 @click.option("--steps", type=step_range, metavar="FIRST:LAST", help="Steps, both ends included.")
 @click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are; all by default.")
 @click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance; all by default.")
@@ -80,18 +81,3 @@ def pack(
         )
     say(bytes_text(packed.stat().st_size))
     click.echo(str(packed))
-
-
-@click.command(epilog=examples("attrace unpack packed.zip unpacked.zarr"))
-@click.argument("packed", type=LocalPath("attrace pull it, then unpack it"), metavar="PACKED")
-@click.argument("trace", type=LocalPath("unpack it here, then attrace push it"), metavar="TRACE")
-@overwrite_option
-def unpack(packed: Path, trace: Path, overwrite: bool) -> None:
-    """Unpack a trace into a folder.
-
-    Refuses a file that would write elsewhere: absolute names, `..`, links. Written whole or not at all.
-    """
-    from attrace.analysis import unpack as unpack_trace
-
-    check_output(trace, overwrite=overwrite)
-    click.echo(str(unpack_trace(packed, trace, overwrite=overwrite)))

@@ -153,6 +153,12 @@ resampler_option = click.option(
 level_option = click.option(
     "--level", type=click.Choice(LEVELS), multiple=True, default=LEVELS, help="May be repeated; all by default."
 )
+layers_option = click.option(
+    "--layers",
+    multiple=True,
+    metavar="LAYER",
+    help="Layers by module path, glob, or the label that a figure shows; may be repeated.",
+)
 
 
 def refuse_with_compat(density: bool | None, resampler: str | None) -> None:
@@ -165,7 +171,7 @@ def selection_options(command: Command) -> Command:
     """Options that select a part of a trace: read them with `select`."""
     for option in reversed(
         [
-            click.option("--layers", multiple=True, metavar="GLOB", help="Layers by module path; may be repeated."),
+            layers_option,
             click.option("--heads", multiple=True, type=click.IntRange(min=0), help="Heads; may be repeated."),
             click.option("--steps", type=step_range, metavar="FIRST:LAST", help="Steps, both ends included."),
             click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are."),

@@ -17,7 +17,7 @@ import click
 
 from attrace.cli.shared.errors import recorder_needed
 from attrace.cli.shared.inputs import inputs_by_name
-from attrace.cli.shared.options import CONTEXTS, Command, byte_size, kept_steps, size
+from attrace.cli.shared.options import CONTEXTS, Command, byte_size, kept_steps, layers_option, size
 from attrace.cli.shared.output import say
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ _OPTIONS: Final = (
     click.option("--reference", metavar="NAME_OR_FILE", help="Reference picture to keep: an input, or a file."),
     click.option("--mask", metavar="NAME_OR_FILE", help="Mask to keep."),
     click.option("--scene", metavar="NAME_OR_FILE", help="Input picture to keep."),
-    click.option("--layers", multiple=True, metavar="GLOB", help="Layers by module path; may be repeated."),
+    layers_option,
     click.option(
         "--steps-kept",
         type=kept_steps,

@@ -26,6 +26,7 @@ def test_each_score_counts_more_as_better() -> None:
     assert all(score(good) > score(bad) for score in study.SCORES.values())
 
 
+@pytest.mark.slow
 def test_a_study_is_resumed_and_keeps_what_other_settings_measured(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         build_pipeline((16, 16), token_channels=16, heads=2).save_pretrained(tmp_path / "run/steps" / f"{step:05d}")
@@ -54,6 +55,7 @@ def test_a_run_without_kept_pipelines_is_refused(tmp_path: Path) -> None:
     assert "train it with --keep" in result.output
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_page_are_those_of_the_kept_rows() -> None:
     root = Path(__file__).parents[2]
     rows = [json.loads(line) for line in (root / "examples/demo/study.jsonl").read_text().splitlines()]

@@ -14,9 +14,12 @@ from support.traces import site_class
 from attrace.recorder.writing.store import TraceStore, new_manifest_fields
 from attrace.schemas import Manifest, ModelIdentity
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux counts what RLIMIT_DATA limits and says how much of it there is"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="only Linux counts what RLIMIT_DATA limits and says how much of it there is"
+    ),
+]
 
 STEPS = 200
 GROUP = "reference/1024x256h8d8"

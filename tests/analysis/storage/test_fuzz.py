@@ -12,7 +12,7 @@ import pytest
 from fuzz.fuzz_reader import bases, try_input, use
 from hypothesis import given, settings, strategies as st
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

@@ -105,6 +105,7 @@ def test_processes_give_the_same_bits(runs: Path, expected: xr.Dataset, tmp_path
         assert aggregate(runs, tmp_path, settings=SETTINGS, executor=pool).dataset.identical(expected)
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_same_bits_though_a_worker_dies(
     runs: Path, expected: xr.Dataset, tmp_path: Path, cluster: Any
 ) -> None:

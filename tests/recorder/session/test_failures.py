@@ -376,6 +376,7 @@ for line in sys.stdin:  # a fork for each path: the imports take longer than the
 """
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_every_finished_step(tmp_path: Path) -> None:
     models.record_for_long(tmp_path / "whole.zarr")
     truth = read_scores(tmp_path / "whole.zarr")
