@@ -99,10 +99,10 @@ def _write(store: TraceStore, one: SiteClass, random: np.random.Generator, step:
     place: dict[str, int] = {"step": step, "layer": layer}
     # drawing fresh numbers for every step would take longer than what is measured: their bytes are moved about
     query = random.integers(0, 2**16, size=(one.heads, one.queries, one.features), dtype=np.uint16)
-    store.write(one.group, "query", values=_spread(query), **place)
+    store.write(one.group, "query_vector", values=_spread(query), **place)
     if step == 0:
         key = random.integers(0, 2**16, size=(one.heads, one.keys, one.features), dtype=np.uint16)
-        store.write(one.group, "key", values=_spread(key) * np.float16(2), **place)
+        store.write(one.group, "key_vector", values=_spread(key) * np.float16(2), **place)
     store.write(one.group, "key_step", values=np.array(0, np.int32), **place)
 
 

@@ -75,8 +75,8 @@ def make_traces(folder: Path, count: int, steps: int) -> None:
                     assert isinstance(values, Factors)
                     place = {"step": step, "layer": layer}
                     moved = np.roll(values.query, number, axis=1)
-                    store.write(site_class.group, "query", values=moved, **place)
-                    store.write(site_class.group, "key", values=values.key, **place)
+                    store.write(site_class.group, "query_vector", values=moved, **place)
+                    store.write(site_class.group, "key_vector", values=values.key, **place)
         for step in range(steps):
             for site_class in trace.manifest.classes:
                 for layer in range(len(site_class.sites)):

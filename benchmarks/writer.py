@@ -72,7 +72,7 @@ def write_trace(path: Path, classes: tuple[SiteClass, ...], chunks: Chunks, step
         for one in classes:
             values = chunks[one.group]
             for layer in range(len(one.sites)):
-                write = partial(store.write, one.group, "query", step=step, layer=layer, values=values)
+                write = partial(store.write, one.group, "query_vector", step=step, layer=layer, values=values)
                 writer.submit(write, values.nbytes)
         writer.submit(partial(store.finish_step, step, call=step, timestep=0.0), alone=True)
     writer.close()

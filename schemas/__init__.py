@@ -12,7 +12,15 @@ from attrace.schemas.errors import (
     TraceNotFoundError,
     TraceVersionError,
 )
-from attrace.schemas.layout import ArraySpec, class_arrays, class_group, derived_arrays, image_array, root_arrays
+from attrace.schemas.layout import (
+    ArraySpec,
+    class_arrays,
+    class_group,
+    derived_arrays,
+    image_array,
+    manifest_arrays,
+    root_arrays,
+)
 from attrace.schemas.manifest import (
     FORMAT,
     VERSION,
@@ -58,6 +66,7 @@ __all__ = [
     "class_group",
     "derived_arrays",
     "image_array",
+    "manifest_arrays",
     "parse_manifest",
     "root_arrays",
     "terms_of_use",

@@ -1,4 +1,4 @@
-"""JSON Schema of the manifest. `python -m attrace.schemas.export > schemas/manifest-1.0.schema.json` makes it anew."""
+"""JSON Schema of the manifest. `python -m attrace.schemas.export > schemas/manifest-2.0.schema.json` makes it anew."""
 
 from __future__ import annotations
 

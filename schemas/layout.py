@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attrace.schemas.manifest import SiteClass
+from attrace.schemas.manifest import MAJOR, Manifest, SiteClass
 
 MANIFEST_ATTRIBUTE: Final = "attrace"
 """Attribute of the root group that holds the manifest."""
+
+ROOT_ATTRIBUTES: Final[Mapping[str, Any]] = {
+    "zarr_conventions": [
+        {
+            "uuid": "6301295a-f015-4ba9-9f50-8654fc43fb4e",
+            "name": MANIFEST_ATTRIBUTE,
+            "description": "Attention of a diffusion model while it made one sample",
+        }
+    ],
+    "coordinates": "timestep",
+}
+"""What else the attributes of the root group hold: the name of the convention, and xarray's list of coordinates."""
 
 IMAGES: Final = "images"
 REFERENCE: Final = "reference"
@@ -41,8 +53,44 @@ TIMESTEP: Final = "timestep"
 STEP_DONE: Final = "step_done"
 """Root array, uint8 (time): 1 once everything of that step is in the store; written last in each step."""
 
+SCORES: Final = "scores"
+"""Data array of a class: what is stored with the encoding of that name."""
+
+QUERY: Final = "query_vector"
+KEY: Final = "key_vector"
+"""Data arrays of a class whose encoding is factors."""
+
 KEY_STEP: Final = "key_step"
-"""Array beside `key`, int32 (time, layer): the step in which the keys are stored; -1 where the site was not called."""
+"""Array beside `KEY`, int32 (time, layer): the step in which the keys are stored; -1 where the site was not called."""
+
+CALLED: Final = "called"
+"""Array of a class, uint8 (time, layer): 1 where the site was called in the step; not in version 1 of the format."""
+
+LAYERS: Final = "layers"
+"""Attribute of a class group: module paths of its layers, in their order; not in version 1 of the format."""
+
+_NAMES_IN_1: Final = {QUERY: "query", KEY: "key"}
+"""What arrays are named in version 1 of the format."""
+
+DATA_ARRAYS: Final = frozenset({SCORES, *_NAMES_IN_1, *_NAMES_IN_1.values(), KEY_STEP, CALLED, "bias", "lse"})
+"""Arrays of a class, in any version of the format, that give its scores."""
+
+LONG_NAMES: Final = {
+    TIME: "call of the denoiser, counted from 0",
+    TIMESTEP: "timestep that the denoiser was called with",
+    STEP_DONE: "1 once all of the step is in the trace",
+    SCORES: "attention score before any softmax",
+    QUERY: "query, after norm and rotary embedding",
+    KEY: "key, after norm and rotary embedding, in the step that key_step names",
+    KEY_STEP: "position along time of the keys that the step used; -1 where the layer was not called",
+    CALLED: "1 where the layer was called in the step",
+    "bias": "additive mask over the keys",
+    "lse": "log of the sum of exp(score) over all keys",
+    "layer": "position in the order of calls within a step",
+    "r2g": "reference-to-generated attribution (mean over keys of the softmax over queries)",
+    "g2r": "generated-to-reference attribution (mean over queries of the softmax over keys)",
+}
+"""What arrays hold, in words."""
 
 SCORES_DIMS: Final = ("time", "layer", "head", "query", "key")
 QUERY_DIMS: Final = ("time", "layer", "head", "query", "feature")
@@ -75,6 +123,8 @@ class ArraySpec:
     """NumPy name of the data type: float16, float32, float64, int32 or uint8."""
     fill: float
     """Value of what was never written: NaN for floats, -1 for int32, 0 for uint8."""
+    attributes: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What a reader may show: the array in words."""
 
     @property
     def creation(self) -> dict[str, Any]:
@@ -86,6 +136,7 @@ class ArraySpec:
             "dtype": self.dtype,
             "fill_value": self.fill,
             "dimension_names": self.dims,
+            "attributes": dict(self.attributes),
             "config": {"write_empty_chunks": True},
         }
 
@@ -98,15 +149,58 @@ def root_arrays(steps: int) -> tuple[ArraySpec, ...]:
     )
 
 
-def class_arrays(site_class: SiteClass, steps: int, *, data: bool = True) -> tuple[ArraySpec, ...]:
+def class_arrays(
+    site_class: SiteClass, steps: int, *, data: bool = True, closed: bool = True, major: int = MAJOR
+) -> tuple[ArraySpec, ...]:
     """Arrays of a class group for a trace of `steps` steps: the data, then the coordinates.
-
-    `data=False` leaves out the data: a copy may hold the marginals alone.
 
     Data chunks hold one (step, layer): all heads. `key_step` says in which step the key of a (step, layer) is stored:
     a key that did not change is not stored again.
+
+    Parameters
+    ----------
+    site_class
+        The class.
+    steps
+        Length along `time`.
+    data
+        False leaves out the data: a copy may hold the marginals alone.
+    closed
+        False leaves out what closing a trace adds: `time` and `timestep`, which the root holds too.
+    major
+        Major version of the format.
     """
-    return (*(_data_arrays(site_class, steps) if data else ()), *_coordinate_arrays(site_class))
+    times = root_arrays(steps)[:2] if closed and major > 1 else ()
+    return (
+        *(_data_arrays(site_class, steps, major) if data else ()),
+        *_coordinate_arrays(site_class, major),
+        *times,
+    )
+
+
+def manifest_arrays(manifest: Manifest, steps: int) -> dict[str, ArraySpec]:
+    """Every array that a manifest promises, by path: the pictures and the cache of marginals are not among them."""
+    specs = {spec.name: spec for spec in root_arrays(steps)}
+    kinds = {"data": manifest.has_scores, "closed": manifest.status != "recording"}
+    for one in manifest.classes:
+        arrays = class_arrays(one, steps, **kinds, major=manifest.major)
+        specs |= {f"{one.group}/{spec.name}": spec for spec in arrays}
+    return specs
+
+
+def class_attributes(site_class: SiteClass) -> dict[str, Any]:
+    """Attributes of a class group: its layers, and xarray's list of coordinates."""
+    positions = [name for name in coordinate_values(site_class) if name not in ("layer", "head")]
+    return {LAYERS: [site.path for site in site_class.sites], "coordinates": " ".join([TIMESTEP, *positions])}
+
+
+def stored_name(name: str, major: int) -> str:
+    """Name of an array of a class group in a major version of the format.
+
+    >>> stored_name("key_vector", 2), stored_name("key_vector", 1)
+    ('key_vector', 'key')
+    """
+    return _NAMES_IN_1.get(name, name) if major == 1 else name
 
 
 def derived_arrays(site_class: SiteClass, steps: int) -> tuple[ArraySpec, ...]:
@@ -129,9 +223,11 @@ def chunk_key(index: Iterable[int]) -> str:
     return "/".join(("c", *map(str, index)))
 
 
-def coordinate_values(site_class: SiteClass) -> dict[str, NDArray[np.int32]]:
+def coordinate_values(site_class: SiteClass, major: int = MAJOR) -> dict[str, NDArray[np.int32]]:
     """What the coordinate arrays of a class hold, by name: int32; a key on no grid has row and column -1."""
     values = {"head": np.arange(site_class.heads, dtype=np.int32)}
+    if major > 1:
+        values["layer"] = np.array([site.order for site in site_class.sites], np.int32)
     if site_class.query_grid is not None:
         values["query_row"], values["query_column"] = _grid_positions(site_class.query_grid)
     if any(segment.grid is not None for segment in site_class.key_segments):
@@ -143,9 +239,14 @@ def coordinate_values(site_class: SiteClass) -> dict[str, NDArray[np.int32]]:
     return values
 
 
-def image_array(name: str, shape: tuple[int, ...]) -> ArraySpec:
-    """The array of a picture of that shape: (row, column) or (row, column, channel)."""
-    return _array(name, "uint8", dict(zip(("row", "column", "channel"), shape, strict=False)), {})
+def image_array(name: str, shape: tuple[int, ...], major: int = MAJOR) -> ArraySpec:
+    """The array of a picture of that shape: (row, column) or (row, column, channel).
+
+    Its dims have the picture's name before them: pictures of several sizes share a group.
+    """
+    before = "" if major == 1 else f"{name.rpartition('/')[2]}_"
+    dims = [f"{before}{dim}" for dim in ("row", "column", "channel")]
+    return _array(name, "uint8", dict(zip(dims, shape, strict=False)), {})
 
 
 def class_group(site_class: SiteClass) -> str:
@@ -155,7 +256,7 @@ def class_group(site_class: SiteClass) -> str:
     return f"{site_class.context}{branch}/{shape}"
 
 
-def _data_arrays(site_class: SiteClass, steps: int) -> Iterator[ArraySpec]:
+def _data_arrays(site_class: SiteClass, steps: int, major: int) -> Iterator[ArraySpec]:
     lengths = _lengths(site_class, steps)
 
     def array(
@@ -164,26 +265,22 @@ def _data_arrays(site_class: SiteClass, steps: int) -> Iterator[ArraySpec]:
         return _array(name, dtype, {dim: lengths[dim] for dim in dims}, chunks)
 
     if site_class.encoding == "scores":
-        yield array("scores", site_class.dtype, SCORES_DIMS)
+        yield array(SCORES, site_class.dtype, SCORES_DIMS)
     else:
-        yield array("query", site_class.dtype, QUERY_DIMS)
-        yield array("key", site_class.dtype, KEY_DIMS)
+        yield array(stored_name(QUERY, major), site_class.dtype, QUERY_DIMS)
+        yield array(stored_name(KEY, major), site_class.dtype, KEY_DIMS)
         yield array(KEY_STEP, "int32", ("time", "layer"), {"time": STEPS_PER_CHUNK})
+    if major > 1:
+        yield array(CALLED, "uint8", ("time", "layer"), {"time": STEPS_PER_CHUNK})
     if site_class.has_bias:
         yield array("bias", "float32", ("time", "layer", "key"))
     if site_class.has_lse:
         yield array("lse", "float32", ("time", "layer", "head", "query"))
 
 
-def _coordinate_arrays(site_class: SiteClass) -> Iterator[ArraySpec]:
-    lengths = _lengths(site_class, steps=0)
-    dims = {"head": "head"}
-    if site_class.query_grid is not None:
-        dims |= {"query_row": "query", "query_column": "query"}
-    if any(segment.grid is not None for segment in site_class.key_segments):
-        dims |= {"key_row": "key", "key_column": "key"}
-    for name, dim in dims.items():
-        yield _array(name, "int32", {dim: lengths[dim]}, {})
+def _coordinate_arrays(site_class: SiteClass, major: int) -> Iterator[ArraySpec]:
+    for name, values in coordinate_values(site_class, major).items():
+        yield _array(name, "int32", {name.partition("_")[0]: len(values)}, {})
 
 
 def _grid_positions(grid: tuple[int, int]) -> NDArray[np.int32]:
@@ -211,4 +308,5 @@ def _array(name: str, dtype: str, lengths: Mapping[str, int], chunks: Mapping[st
         chunks=tuple(chunks.get(dim, length) for dim, length in lengths.items()),
         dtype=dtype,
         fill=_FILL_VALUES[dtype[0]],
+        attributes={"long_name": LONG_NAMES[name], "units": "1"} if name in LONG_NAMES else {},
     )

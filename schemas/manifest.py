@@ -15,8 +15,11 @@ from attrace.schemas.words import Context, Encoding, KeyKind, Status
 FORMAT: Final = "attrace-trace"
 """Value of `Manifest.format`: says what the store is."""
 
-VERSION: Final = "1.0"
+VERSION: Final = "2.0"
 """Version of the format that this code writes: major.minor. A reader refuses a newer major version."""
+
+MAJOR: Final = int(VERSION.partition(".")[0])
+"""Its major version."""
 
 MAX_CHUNK_BYTES: Final = 2**31 - 1
 """Size of the largest chunk before compression: what every Zarr implementation and codec can hold."""
@@ -115,7 +118,7 @@ class SiteClass(_Model):
     branch: BranchName = "conditional"
     """Branch of classifier-free guidance that was kept."""
     encoding: Encoding
-    """Whether `scores`, or `query` and `key`, are stored."""
+    """Whether `scores`, or `query_vector` and `key_vector`, are stored."""
     dtype: Literal["float16", "float32", "float64"]
     """Data type of the stored values."""
     heads: Length
@@ -271,6 +274,11 @@ class Manifest(_Model):
         if self.sample >= self.samples:
             raise ValueError(f"sample {self.sample} of a batch of {self.samples}, counted from 0")
         return self
+
+    @property
+    def major(self) -> int:
+        """Major version of the format that the trace is written in."""
+        return int(self.version.partition(".")[0])
 
     @property
     def has_scores(self) -> bool:

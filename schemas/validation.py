@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from attrace.schemas.errors import InputError, TraceFormatError, TraceVersionError
-from attrace.schemas.manifest import FORMAT, VERSION, Label, Manifest, Text
+from attrace.schemas.manifest import FORMAT, MAJOR, VERSION, Label, Manifest, Text
 
 
 def parse_manifest(value: Any, *, where: str) -> Manifest:
@@ -69,7 +69,7 @@ def terms_of_use(licence: str | None, citation: str | None) -> dict[str, str]:
 def _check_version(version: Any, where: str) -> None:
     if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", version):
         raise TraceFormatError(f"the manifest of {where} has version {reprlib.repr(version)}, expected 'major.minor'")
-    if int(version.partition(".")[0]) > int(VERSION.partition(".")[0]):
+    if int(version.partition(".")[0]) > MAJOR:
         raise TraceVersionError(
             f"{where} is written in version {version} of the trace format; this attrace reads up to {VERSION}: "
             "upgrade attrace to open it"

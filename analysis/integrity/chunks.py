@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from attrace.analysis.integrity.content import ContentDigest, blocks, covered_arrays
 from attrace.analysis.storage.store import StoredTrace
 from attrace.schemas import ArraySpec, TraceFormatError
-from attrace.schemas.layout import DERIVED, KEY_STEP
+from attrace.schemas.layout import CALLED, DERIVED, KEY, KEY_STEP
 
 Progress = Callable[[int, int], None]
 """Called with the number of chunks read so far and the number of all."""
@@ -60,7 +60,7 @@ class ReadArray:
     @property
     def is_small(self) -> bool:
         """Whether all its values are kept while a trace is verified: those of coordinates, times and `key_step`."""
-        return len(self.spec.dims) == 1 or self.spec.dtype == "int32"
+        return len(self.spec.dims) == 1 or self.spec.name in (KEY_STEP, CALLED)
 
     @property
     def holds_many_steps(self) -> bool:
@@ -180,10 +180,10 @@ def _covered(trace: StoredTrace) -> list[str]:
 
 
 def _stored_keys(array: ReadArray, arrays: Mapping[str, ReadArray]) -> NDArray[np.bool_] | None:
-    """Of the array `key`, whether a step and layer has keys of its own: (time, layer); None of other arrays."""
+    """Of the array of keys, whether a step and layer has keys of its own: (time, layer); None of other arrays."""
     group, _, name = array.path.rpartition("/")
     key_step = arrays.get(f"{group}/{KEY_STEP}")
-    if name != "key" or key_step is None:
+    if name not in ("key", KEY) or key_step is None:
         return None
     return np.asarray(key_step.values == np.arange(key_step.spec.shape[0])[:, None])
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from attrace.analysis.storage.store import StoredTrace
 from attrace.schemas import Manifest, class_arrays, derived_arrays
-from attrace.schemas.layout import DERIVED, IMAGES, KEY_STEP, TIME, TIMESTEP
+from attrace.schemas.layout import DERIVED, IMAGES, KEY, KEY_STEP, TIME, TIMESTEP, stored_name
 
 VOLATILE: Final = ("id", "created", "finished", "status", "software", "licence", "citation")
 """Members of the manifest that say when, by what and under which terms it was written, and not what was recorded."""
@@ -84,7 +84,8 @@ def covered_arrays(stored: StoredTrace) -> list[str]:
     """Paths of the arrays that are the content of a trace, in the order in which they count."""
     paths = [TIME, TIMESTEP]
     for one in sorted(stored.manifest.classes, key=lambda one: one.group):
-        data = [spec.name for spec in class_arrays(one, 0) if spec.dims[0] == "time"]
+        arrays = class_arrays(one, 0, closed=False, major=stored.manifest.major)
+        data = [spec.name for spec in arrays if spec.dims[0] == "time"]
         kept = data if stored.manifest.has_scores else [f"{DERIVED}/{spec.name}" for spec in derived_arrays(one, 0)]
         paths += [f"{one.group}/{name}" for name in sorted(kept)]
     return paths + [f"{IMAGES}/{name}" for name in stored.arrays_in(IMAGES)]
@@ -93,7 +94,7 @@ def covered_arrays(stored: StoredTrace) -> list[str]:
 def blocks(stored: StoredTrace, path: str) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
     """The values of an array in the finished steps, one (step, layer) at a time, each with its place.
 
-    Of `key` only those that are stored in their step; an array without layers comes whole.
+    Of keys only those that are stored in their step; an array without layers comes whole.
     """
     array = stored.array(path)
     finished = list(stored.finished_places)
@@ -112,9 +113,9 @@ def blocks(stored: StoredTrace, path: str) -> Iterator[tuple[tuple[int, ...], ND
 
 
 def _stored_keys(stored: StoredTrace, path: str) -> NDArray[np.bool_] | None:
-    """Of the array `key`, whether a step and layer has keys of its own: (time, layer); None of other arrays."""
+    """Of the array of keys, whether a step and layer has keys of its own: (time, layer); None of other arrays."""
     group, _, name = path.rpartition("/")
-    if name != "key":
+    if name != stored_name(KEY, stored.manifest.major):
         return None
     steps = stored.array(f"{group}/{KEY_STEP}")[:]
     return np.asarray(steps == np.arange(len(steps))[:, None])

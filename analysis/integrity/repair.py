@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import zarr
+import zarr.codecs
 
 from attrace.analysis.storage.address import require_folder_here
 from attrace.analysis.storage.checked_store import CheckedStore
 from attrace.analysis.storage.files import LocalFiles
 from attrace.analysis.storage.store import StoredTrace, format_errors, open_store, unconsolidated
-from attrace.schemas import InputError, TraceExistsError, TraceFormatError
+from attrace.schemas import InputError, Manifest, TraceExistsError, TraceFormatError, root_arrays
 from attrace.schemas.durable import sync_tree
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS, MANIFEST_ATTRIBUTE
 from attrace.schemas.manifest import utc_now
@@ -93,6 +95,8 @@ def _close(path: Path, steps: int) -> None:
         array = root[name]
         if isinstance(array, zarr.Array) and array.metadata.dimension_names[0] == "time":  # type: ignore[union-attr, index]
             array.resize((steps, *array.shape[1:]))
+    if stored.manifest.status == "recording" and stored.manifest.major > 1:
+        _repeat_times(root, stored.manifest, steps)
     for one in stored.manifest.classes:
         derived = stored.group(f"{one.group}/{DERIVED}")
         if derived is not None and derived.attrs.get(DERIVED_STEPS) != steps:
@@ -103,3 +107,13 @@ def _close(path: Path, steps: int) -> None:
     root.attrs[MANIFEST_ATTRIBUTE] = manifest.to_json()
     zarr.consolidate_metadata(root.store)
     sync_tree(path)
+
+
+def _repeat_times(root: zarr.Group, manifest: Manifest, steps: int) -> None:
+    """Write the coordinates along time beside the arrays of each class, as closing a trace does."""
+    for spec in root_arrays(steps)[:2]:
+        values: Any = root[spec.name][...]  # type: ignore[index]
+        for one in manifest.classes:
+            path, crc32c = f"{one.group}/{spec.name}", zarr.codecs.Crc32cCodec()
+            array = root.create_array(**spec.creation | {"name": path}, compressors=[crc32c], overwrite=True)
+            array[...] = values

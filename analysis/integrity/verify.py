@@ -22,20 +22,26 @@ from attrace.schemas import (
     Manifest,
     SiteClass,
     TraceFormatError,
-    class_arrays,
     derived_arrays,
     image_array,
+    manifest_arrays,
     root_arrays,
 )
 from attrace.schemas.layout import (
+    CALLED,
     DERIVED,
     DERIVED_STEPS,
     IMAGES,
+    KEY,
     KEY_STEP,
+    LAYERS,
+    QUERY,
+    SCORES,
     STEP_DONE,
     TIME,
     TIMESTEP,
     coordinate_values,
+    stored_name,
 )
 
 Arrays = Mapping[str, ReadArray]
@@ -81,8 +87,8 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
         issues += _chunk_problems(array)
     issues += _step_issues(manifest, arrays, steps)
     for site_class in manifest.classes:
-        issues += _gap_issues(site_class, arrays, steps)
-        issues += _coordinate_problems(site_class, arrays)
+        issues += _gap_issues(site_class, arrays, steps, manifest.major)
+        issues += _label_problems(trace, site_class, arrays)
         issues += _cache_notes(trace.root, site_class, len(steps))
     issues += _consolidation_issues(opened, arrays)
     chunks = sum(len(array.chunks) for array in arrays.values())
@@ -130,7 +136,7 @@ def _images(trace: StoredTrace, issues: list[Issue]) -> Iterator[tuple[str, Read
         for name in trace.arrays_in(IMAGES):
             path = f"{IMAGES}/{name}"
             stored = trace.array(path).array
-            array = _array(trace, path, image_array(path, stored.shape), issues)
+            array = _array(trace, path, image_array(path, stored.shape, trace.manifest.major), issues)
             if array is not None:
                 yield path, array
     except TraceFormatError as error:
@@ -138,14 +144,9 @@ def _images(trace: StoredTrace, issues: list[Issue]) -> Iterator[tuple[str, Read
 
 
 def _expected_arrays(trace: StoredTrace, steps: int) -> Iterator[tuple[str, ArraySpec]]:
-    for spec in root_arrays(steps):
-        if spec.name != STEP_DONE:
-            yield spec.name, spec
-    has_scores = trace.manifest.has_scores
+    yield from (promised for promised in manifest_arrays(trace.manifest, steps).items() if promised[0] != STEP_DONE)
     for site_class in trace.manifest.classes:
-        for spec in class_arrays(site_class, steps, data=has_scores):
-            yield f"{site_class.group}/{spec.name}", spec
-        if not has_scores or _covered_by_cache(trace.root, site_class) is not None:
+        if not trace.manifest.has_scores or _covered_by_cache(trace.root, site_class) is not None:
             for spec in derived_arrays(site_class, steps):
                 yield f"{site_class.group}/{DERIVED}/{spec.name}", spec
 
@@ -184,9 +185,9 @@ def _step_issues(manifest: Manifest, arrays: Arrays, steps: tuple[int, ...]) -> 
             yield problem(TIMESTEP, f"expected a timestep for every finished step, none in {_steps_text(without)}")
 
 
-def _gap_issues(site_class: SiteClass, arrays: Arrays, steps: tuple[int, ...]) -> Iterator[Issue]:
+def _gap_issues(site_class: SiteClass, arrays: Arrays, steps: tuple[int, ...], major: int) -> Iterator[Issue]:
     """Of each (step, layer) either everything is stored, or nothing (a gap); a part of it is a problem."""
-    there = _presence(site_class, arrays, steps)
+    there = _presence(site_class, arrays, steps, major)
     if not there:
         return
     names, matrices = np.array(list(there)), np.stack(list(there.values()))[:, list(steps)]
@@ -201,24 +202,29 @@ def _gap_issues(site_class: SiteClass, arrays: Arrays, steps: tuple[int, ...]) -
             yield note(site_class.group, f"layer {site.path!r} was not recorded in {_steps_text(gaps)}")
 
 
-def _presence(site_class: SiteClass, arrays: Arrays, steps: tuple[int, ...]) -> dict[str, NDArray[np.bool_]]:
+def _presence(
+    site_class: SiteClass, arrays: Arrays, steps: tuple[int, ...], major: int
+) -> dict[str, NDArray[np.bool_]]:
     """Whether each part of every (step, layer) is stored, by name; a chunk that cannot be read counts as stored."""
     shape = (steps[-1] + 1 if steps else 0, len(site_class.sites))
     there = {}
     bias = ("bias",) if site_class.encoding == "factors" else ()  # scores have it in them already
-    for name in ("scores", "query", "key", *bias, "lse"):
-        array = arrays.get(f"{site_class.group}/{name}")
+    for name in (SCORES, QUERY, KEY, *bias, "lse"):
+        array = arrays.get(f"{site_class.group}/{stored_name(name, major)}")
         if array is not None:
             there[name] = np.zeros(shape, bool)
             for index, chunk in array.chunks.items():
                 there[name][index[:2]] = not chunk.empty
+    called = arrays.get(f"{site_class.group}/{CALLED}")
+    if there and called is not None and called.is_readable:
+        there[CALLED] = called.values[: shape[0]] != 0
     key_step = arrays.get(f"{site_class.group}/{KEY_STEP}")
-    if "key" not in there or key_step is None or not key_step.is_readable:
-        there.pop("key", None)
+    if KEY not in there or key_step is None or not key_step.is_readable:
+        there.pop(KEY, None)
         return there
     stored_in = key_step.values[: shape[0]]
     known = (stored_in >= 0) & (stored_in < shape[0])
-    there["key"] = known & np.take_along_axis(there["key"], np.where(known, stored_in, 0), axis=0)
+    there[KEY] = known & np.take_along_axis(there[KEY], np.where(known, stored_in, 0), axis=0)
     return there
 
 
@@ -227,13 +233,25 @@ def _steps_text(steps: Sequence[int] | NDArray[np.integer[Any]]) -> str:
     return f"step {listed}" if len(steps) == 1 else f"{len(steps)} steps ({listed})"
 
 
-def _coordinate_problems(site_class: SiteClass, arrays: Arrays) -> Iterator[Issue]:
-    """The coordinate arrays against the grids in the manifest."""
-    for name, expected in coordinate_values(site_class).items():
+def _label_problems(trace: StoredTrace, site_class: SiteClass, arrays: Arrays) -> Iterator[Issue]:
+    """What labels a class against the manifest, and its times against those of the root."""
+    major = trace.manifest.major
+    expected: dict[str, tuple[NDArray[Any], str]] = {
+        name: (values, "manifest") for name, values in coordinate_values(site_class, major).items()
+    }
+    of_root = (arrays[name] for name in (TIME, TIMESTEP) if name in arrays)
+    expected |= {array.path: (array.values, "root") for array in of_root if array.is_readable}
+    for name, (values, source) in expected.items():
         array = arrays.get(f"{site_class.group}/{name}")
-        if array is not None and array.is_readable and not np.array_equal(array.values, expected):
-            at = int(np.flatnonzero(array.values != expected)[0])
-            yield problem(array.path, f"expected {expected[at]} at {at}, as in the manifest, found {array.values[at]}")
+        if array is None or not array.is_readable:
+            continue
+        for at in np.flatnonzero(array.values != values)[:1]:
+            found = array.values[at]
+            yield problem(array.path, f"expected {values[at]} at {at}, as in the {source}, found {found}")
+    group = _member(trace.root, site_class.group)
+    paths = [site.path for site in site_class.sites]
+    if major > 1 and (not isinstance(group, zarr.Group) or group.attrs.get(LAYERS) != paths):
+        yield problem(site_class.group, f"expected the attribute {LAYERS!r} to list the module paths in the manifest")
 
 
 def _covered_by_cache(root: zarr.Group, site_class: SiteClass) -> int | None:

@@ -20,9 +20,21 @@ from attrace.analysis.storage.chunk_codecs import bounded
 from attrace.analysis.storage.store import StoredArray, StoredTrace
 from attrace.analysis.trace.derived import open_derived
 from attrace.analysis.trace.trace import Trace
-from attrace.schemas import InputError, Manifest, Omitted, class_arrays, terms_of_use
+from attrace.schemas import InputError, Manifest, Omitted, terms_of_use
 from attrace.schemas.codecs import compressor
-from attrace.schemas.layout import DERIVED, IMAGES, KEY_STEP, STEP_DONE, TIME, TIMESTEP
+from attrace.schemas.layout import (
+    CALLED,
+    DATA_ARRAYS,
+    DERIVED,
+    IMAGES,
+    KEY,
+    KEY_STEP,
+    SCORES,
+    STEP_DONE,
+    TIME,
+    TIMESTEP,
+    stored_name,
+)
 
 READ_FIRST: Final = (TIME, TIMESTEP, STEP_DONE)
 """Arrays that opening a trace reads: they stand at the end of the file, beside its table of contents."""
@@ -91,10 +103,10 @@ class Part:
     def members(self) -> Iterator[tuple[str, zarr.Array[Any] | zarr.Group]]:
         """Groups and arrays of the copy, also those that we do not know."""
         data = {
-            f"{one.group}/{spec.name}"
+            f"{one.group}/{name}"
             for one in self.stored.manifest.classes
-            for spec in class_arrays(one, 0)
-            if "scores" in self.without and spec.dims[:2] == ("time", "layer")
+            for name in DATA_ARRAYS
+            if "scores" in self.without
         }
         for path, member in self.stored.members():
             group = self.group_of(path)
@@ -281,22 +293,37 @@ def array_copies(part: Part, codec: str | None) -> list[ArrayCopy]:
             for dim, length in zip(dims_of(found[path]), found[path].shape, strict=True)
         )
         copy = ArrayCopy(path, _source(stored, path, found[path]), positions, codec)
-        if group is not None and f"{group}/{KEY_STEP}" in found and copy.path.count("/") == group.count("/") + 1:
+        if group is not None and name in DATA_ARRAYS - {CALLED} and path == f"{group}/{name}":
             copy = _of_called_layers(copy, name, part, group)
-        # which layers were called, whose scores have a chunk, a trace of stored scores does not say
-        copies.append(replace(copy, required=stored.knows(path) and name != "scores"))
+        # which layers were called, whose scores have a chunk, version 1 of the format does not say
+        copies.append(replace(copy, required=stored.knows(path) and (name != SCORES or stored.manifest.major > 1)))
+    if stored.manifest.status == "recording" and stored.manifest.major > 1:
+        copies = [*_times(part, codec), *copies]
     return copies
 
 
 def _of_called_layers(copy: ArrayCopy, name: str, part: Part, group: str) -> ArrayCopy:
-    """An array of a class of factors, whose data has a chunk only where a layer was called, or its keys changed."""
+    """An array with the data of a class, which has a chunk only where a layer was called, or its keys changed."""
+    stored, steps = part.stored, np.array(part.steps, np.int32)[:, None]
+    if copy.path == f"{group}/{SCORES}" or not stored.knows(f"{group}/{KEY_STEP}"):
+        if stored.manifest.major == 1:
+            return copy
+        called = stored.array(f"{group}/{CALLED}")[:][np.ix_(part.steps, part.layers[group])]
+        return replace(copy, stored_at=np.where(called == 1, steps, -1))
     key_step, first_use = _key_steps(part, group)
     if name == KEY_STEP:
         return copy if part.steps == part.finished else replace(copy, values=key_step)
-    if dims_of(copy.source.array)[:2] != ("time", "layer"):
-        return copy
-    called = np.where(key_step < 0, -1, np.array(part.steps, np.int32)[:, None])
-    return replace(copy, stored_at=first_use if name == "key" else called)
+    is_key = name == stored_name(KEY, stored.manifest.major)
+    return replace(copy, stored_at=first_use if is_key else np.where(key_step < 0, -1, steps))
+
+
+def _times(part: Part, codec: str | None) -> Iterator[ArrayCopy]:
+    """The coordinates along time of each class, which a trace that was not closed has in its root alone."""
+    for name in (TIME, TIMESTEP):
+        source = part.stored.array(name)
+        values = source[:][list(part.steps)]
+        for group in part.layers:
+            yield ArrayCopy(f"{group}/{name}", source, (part.steps,), codec, values)
 
 
 def region_of(index: ChunkIndex, chunks: tuple[int, ...]) -> tuple[slice, ...]:

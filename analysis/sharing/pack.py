@@ -29,7 +29,7 @@ from attrace.analysis.sharing.copy_plan import (
 from attrace.analysis.storage.store import format_errors
 from attrace.analysis.trace.trace import Trace, open_trace
 from attrace.schemas import InputError, Manifest, TraceFormatError
-from attrace.schemas.layout import DERIVED, DERIVED_STEPS, MANIFEST_ATTRIBUTE
+from attrace.schemas.layout import DERIVED, DERIVED_STEPS, MANIFEST_ATTRIBUTE, class_attributes
 
 Without = Literal["images", "prompts", "arguments"]
 """What a packed trace can do without."""
@@ -146,6 +146,8 @@ def _metadata(part: Part, manifest: Manifest, copies: list[ArrayCopy]) -> Store:
             attributes[path] = dict(member.attrs)
             if path.endswith(f"/{DERIVED}"):
                 attributes[path][DERIVED_STEPS] = len(part.steps)
+    for one in manifest.classes if manifest.major > 1 else ():
+        attributes[one.group] |= class_attributes(one)
     documents: dict[str, dict[str, Any]] = {
         path: {"zarr_format": 3, "node_type": "group", "attributes": described}
         for path, described in attributes.items()

@@ -28,11 +28,10 @@ from attrace.schemas import (
     Manifest,
     TraceFormatError,
     TraceNotFoundError,
-    class_arrays,
     derived_arrays,
     image_array,
+    manifest_arrays,
     parse_manifest,
-    root_arrays,
 )
 from attrace.schemas.address import is_address
 from attrace.schemas.layout import DERIVED, IMAGE_NAMES, IMAGES, MANIFEST_ATTRIBUTE, STEP_DONE, chunk_key
@@ -141,9 +140,8 @@ class StoredTrace:
     @cached_property
     def _specs(self) -> dict[str, ArraySpec]:
         """What the manifest requires of every array, by path; no pictures among them, and of length 0 along time."""
-        specs = {spec.name: spec for spec in root_arrays(0)}
+        specs = manifest_arrays(self.manifest, 0)
         for one in self.manifest.classes:
-            specs |= {f"{one.group}/{spec.name}": spec for spec in class_arrays(one, 0)}
             specs |= {f"{one.group}/{DERIVED}/{spec.name}": spec for spec in derived_arrays(one, 0)}
         return specs
 
@@ -151,7 +149,7 @@ class StoredTrace:
         """What an array is to be; of a picture, which may have any size, that of its own."""
         spec = self._specs.get(name)
         if spec is None:
-            return image_array(name, array.shape if array.ndim in (2, 3) else (0, 0))
+            return image_array(name, array.shape if array.ndim in (2, 3) else (0, 0), self.manifest.major)
         if spec.dims[0] != "time" or name == STEP_DONE:
             return spec
         return replace(spec, shape=(max(self.finished_places, default=-1) + 1, *spec.shape[1:]))

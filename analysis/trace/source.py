@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from attrace.analysis.kernels.values import Factors, Scores, SiteValues
 from attrace.analysis.storage.store import StoredArray, StoredTrace
 from attrace.schemas import InputError, SiteClass, TraceFormatError
-from attrace.schemas.layout import KEY_STEP
+from attrace.schemas.layout import CALLED, KEY, KEY_STEP, QUERY, SCORES, stored_name
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class ClassSource:
 
     site_class: SiteClass
     arrays: dict[str, StoredArray]
-    """By name: `scores`, or `query`, `key` and `key_step`; `bias` and `lse` where the class has them."""
+    """By their names in the latest version: `scores` and, but for version 1 of the format, `called`; or `query_vector`,
+    `key_vector` and `key_step`, which says as much; `bias` and `lse` where the class has them."""
 
     @classmethod
     def of(cls, stored: StoredTrace, site_class: SiteClass) -> ClassSource:
@@ -33,54 +34,78 @@ class ClassSource:
             If the trace is a copy without scores.
         """
         require_scores(stored)
-        names = ["scores"] if site_class.encoding == "scores" else ["query", "key", KEY_STEP]
-        if site_class.has_bias and site_class.encoding == "factors":
-            names.append("bias")
-        if site_class.has_lse:
-            names.append("lse")
-        return cls(site_class, {name: stored.array(f"{site_class.group}/{name}") for name in names})
+        major = stored.manifest.major
+        names = [SCORES] if site_class.encoding == "scores" else [QUERY, KEY, KEY_STEP]
+        names += [CALLED] if site_class.encoding == "scores" and major > 1 else []
+        names += ["bias"] if site_class.has_bias and site_class.encoding == "factors" else []
+        names += ["lse"] if site_class.has_lse else []
+        return cls(site_class, {name: stored.array(f"{site_class.group}/{stored_name(name, major)}") for name in names})
 
-    def read(self, steps: Iterable[int], layer: int) -> Iterator[SiteValues | None]:
+    def read(self, steps: Sequence[int], layer: int) -> Iterator[SiteValues | None]:
         """The values of one layer in several steps, read one by one; None where it was not called, or a step is -1.
 
         A key that several steps share is read once.
         """
         if self.site_class.encoding == "scores":
-            return self._read_scores(steps, layer)
-        return self._read_factors(list(steps), layer)
+            return self._read_scores(self._called(steps, layer), layer)
+        return self._read_factors(steps, layer)
 
-    def key_steps(self, steps: list[int], layer: int) -> list[int]:
+    def stored(self, name: str, step: int, layer: int) -> NDArray[Any] | None:
+        """One (step, layer) of an array, and of keys those that the step used; None where the site was not called."""
+        factors = self.site_class.encoding == "factors"
+        (place,) = self._key_steps([step], layer) if factors else self._called([step], layer)
+        return None if place < 0 else self.arrays[name][place if name == KEY else step, layer]
+
+    def _key_steps(self, steps: Sequence[int], layer: int) -> list[int]:
         """For every step the step in which its key is stored; -1 where the site was not called, or the step is -1."""
+        expected = "steps from -1 to the step itself"
+        return self._numbers(KEY_STEP, steps, layer, expected, lambda found, step: (found >= -1) & (found <= step))
+
+    def _called(self, steps: Sequence[int], layer: int) -> list[int]:
+        """The steps, -1 in place of those in which the site was not called, where `called` says so."""
+        if CALLED not in self.arrays:
+            return list(steps)
+        called = self._numbers(CALLED, steps, layer, "0 or 1", lambda found, _: found <= 1)
+        return [step if one == 1 else -1 for step, one in zip(steps, called, strict=True)]
+
+    def _numbers(
+        self,
+        name: str,
+        steps: Sequence[int],
+        layer: int,
+        expected: str,
+        fits: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.bool_]],
+    ) -> list[int]:
+        """The number that an array (time, layer) has for every step, checked; -1 where the step is."""
         if max(steps, default=-1) < 0:
             return [-1] * len(steps)
-        first = min(step for step in steps if step >= 0)
-        array = self.arrays[KEY_STEP]
-        stored = array[first : max(steps) + 1, layer]
-        if (stored < -1).any() or (stored > np.arange(first, first + len(stored))).any():
+        first, array = min(step for step in steps if step >= 0), self.arrays[name]
+        found = array[first : max(steps) + 1, layer]
+        if not fits(found, np.arange(first, first + len(found))).all():
             raise TraceFormatError(
-                f"trace {array.trace_path}: array {array.name!r}: expected steps from -1 to the step itself, found "
-                f"{stored.tolist()[:8]} from step {first} on"
+                f"trace {array.trace_path}: array {array.name!r}: expected {expected}, found {found.tolist()[:8]} "
+                f"from step {first} on"
             )
-        return [int(stored[step - first]) if step >= 0 else -1 for step in steps]
+        return [int(found[step - first]) if step >= 0 else -1 for step in steps]
 
-    def _read_scores(self, steps: Iterable[int], layer: int) -> Iterator[Scores | None]:
+    def _read_scores(self, steps: list[int], layer: int) -> Iterator[Scores | None]:
         for step in steps:
-            scores = self.arrays["scores"][step, layer] if step >= 0 else None
-            if scores is None or _is_gap(scores):
+            scores = self.arrays[SCORES][step, layer] if step >= 0 else None
+            if scores is None or (CALLED not in self.arrays and _is_gap(scores)):
                 yield None
             else:
                 yield Scores(scores, lse=self._optional("lse", step, layer))
 
-    def _read_factors(self, steps: list[int], layer: int) -> Iterator[Factors | None]:
+    def _read_factors(self, steps: Sequence[int], layer: int) -> Iterator[Factors | None]:
         key_at, key = -1, None
-        for step, stored_at in zip(steps, self.key_steps(steps, layer), strict=True):
+        for step, stored_at in zip(steps, self._key_steps(steps, layer), strict=True):
             if stored_at < 0:
                 yield None
                 continue
             if key is None or stored_at != key_at:
-                key_at, key = stored_at, self.arrays["key"][stored_at, layer]
+                key_at, key = stored_at, self.arrays[KEY][stored_at, layer]
             yield Factors(
-                self.arrays["query"][step, layer],
+                self.arrays[QUERY][step, layer],
                 key,
                 self.site_class.scale,
                 bias=self._optional("bias", step, layer),
@@ -107,5 +132,5 @@ def require_scores(stored: StoredTrace) -> None:
 
 
 def _is_gap(values: NDArray[Any]) -> bool:
-    """Whether nothing was written: every value is the fill value NaN."""
+    """Whether nothing was written: every value is the fill value NaN. How version 1 of the format marks a gap."""
     return bool(np.isnan(values.flat[0]) and np.isnan(values).all())

@@ -60,7 +60,7 @@ def stored_bytes(trace: Trace) -> int:
     return sum(
         math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
         for site_class in trace.manifest.classes
-        for spec in class_arrays(site_class, trace.steps)
+        for spec in class_arrays(site_class, trace.steps, major=trace.manifest.major)
     )
 
 

@@ -79,8 +79,8 @@ class Trace(TraceSelection):
     def tree(self) -> xr.DataTree:
         """The stored arrays, lazily and labelled like `scores`.
 
-        `query` and `key` are named `query_vector` and `key_vector`, since `query` and `key` are dimensions. A key
-        vector that did not change is stored once; here it stands in every step.
+        A key vector that did not change is stored once; here it stands in every step. Arrays have the names of the
+        latest version of the format, also those of a trace of an older one.
         """
         from attrace.analysis.trace.views import stored_tree
 

@@ -18,19 +18,11 @@ from attrace.analysis.trace.blocks import array_of_blocks, split
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.source import ClassSource
 from attrace.analysis.trace.trace import Trace
-from attrace.schemas import InputError, SiteClass
-from attrace.schemas.layout import IMAGES, KEY_DIMS, QUERY_DIMS, SCORES_DIMS, coordinate_values
+from attrace.schemas import InputError, SiteClass, class_arrays
+from attrace.schemas.layout import CALLED, IMAGES, KEY_STEP, LONG_NAMES, SCORES, SCORES_DIMS, coordinate_values
 
 BLOCK_BYTES: Final = 2**26
 """Largest block of recomputed scores, in bytes."""
-
-_ATTRIBUTES: Final[Mapping[str, dict[str, str]]] = {
-    "scores": {"long_name": "attention score before any softmax", "units": "1"},
-    "query_vector": {"long_name": "query, after norm and rotary embedding", "units": "1"},
-    "key_vector": {"long_name": "key, after norm and rotary embedding", "units": "1"},
-    "bias": {"long_name": "additive mask over the keys", "units": "1"},
-    "lse": {"long_name": "log of the sum of exp(score) over all keys", "units": "1"},
-}
 
 
 def time_coordinates(trace: Trace) -> dict[str, Any]:
@@ -130,24 +122,19 @@ def _whole(array: StoredArray, _: tuple[int, ...]) -> NDArray[Any]:
 
 
 def _scores_dataset(trace: Trace, selected: SelectedClass) -> xr.Dataset:
-    variables = {"scores": (SCORES_DIMS, _scores(trace, selected), _ATTRIBUTES["scores"])}
+    attributes = {"long_name": LONG_NAMES[SCORES], "units": "1"}
+    variables = {SCORES: (SCORES_DIMS, _scores(trace, selected), attributes)}
     return _class_dataset(trace, selected, variables)
 
 
 def _stored_dataset(trace: Trace, selected: SelectedClass) -> xr.Dataset:
     source = ClassSource.of(trace.stored, selected.site_class)
-    dims = {
-        "scores": SCORES_DIMS,
-        "query": QUERY_DIMS,
-        "key": KEY_DIMS,
-        "bias": ("time", "layer", "key"),
-        "lse": ("time", "layer", "head", "query"),
-    }
+    specs = {spec.name: spec for spec in class_arrays(selected.site_class, 0)}
     variables = {}
-    for name in source.arrays.keys() & dims.keys():
-        label = {"query": "query_vector", "key": "key_vector"}.get(name, name)
-        heads = selected.heads if "head" in dims[name] else None
-        variables[label] = (dims[name], _stored(trace, selected, source, name, heads), _ATTRIBUTES[label])
+    for name in source.arrays.keys() - {KEY_STEP, CALLED}:
+        spec = specs[name]
+        heads = selected.heads if "head" in spec.dims else None
+        variables[name] = (spec.dims, _stored(trace, selected, source, name, heads), spec.attributes)
     return _class_dataset(trace, selected, variables)
 
 
@@ -228,10 +215,9 @@ def _stored_block(
     block: tuple[int, ...],
 ) -> NDArray[Any]:
     """One (step, layer) of a stored array; a key stands in every step that uses it, and is NaN in a gap."""
-    array, step, layer = source.arrays[name], steps[block[0]], layers[block[1]]
-    if name == "key":
-        (step,) = source.key_steps([step], layer)
-    values = np.full(array.shape[2:], np.nan, array.dtype) if step < 0 else array[step, layer]
+    array = source.arrays[name]
+    stored = source.stored(name, steps[block[0]], layers[block[1]])
+    values = np.full(array.shape[2:], np.nan, array.dtype) if stored is None else stored
     return (values if heads is None else values[list(heads)])[None, None]
 
 

@@ -90,14 +90,16 @@ class StepSeries:
         self._fill = spec.fill
         self._rows = np.full(spec.chunks, spec.fill, spec.dtype)
         self._chunk = 0
+        self._lock = threading.Lock()
 
     def set(self, step: int, values: ArrayLike, *place: int) -> None:
-        """Set the numbers of a step, or the one at a place in it."""
+        """Set the numbers of a step, or the one at a place in it; several threads may set those of one step."""
         chunk, row = divmod(step, len(self._rows))
-        if chunk != self._chunk:
-            self._rows[...] = self._fill
-            self._chunk = chunk
-        self._rows[(row, *place)] = values
+        with self._lock:
+            if chunk != self._chunk:
+                self._rows[...] = self._fill
+                self._chunk = chunk
+            self._rows[(row, *place)] = values
 
     def write(self) -> None:
         """Write the chunk of the step that was set last."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from attrace.recorder.capture.projections import Projections
 from attrace.recorder.capture.scores import additive, form_scores
 from attrace.schemas import CaptureError, Encoding
+from attrace.schemas.layout import KEY, QUERY, SCORES
 
 EncodingChoice = Literal["auto", "scores", "factors"]
 """How to store: as asked, or the smaller of the two."""
@@ -93,9 +94,9 @@ def encode(projections: Projections, choice: EncodingChoice, steps: int | None) 
     # what a bfloat16 stored as float32 takes once it is compressed (benchmarks/codecs.py)
     compressed = replace(factors, dtype="float16") if dtype == torch.bfloat16 else factors
     if choice == "scores" or mask is not None or (choice == "auto" and _is_smaller(scores, compressed, steps)):
-        parts["scores"] = form_scores(query, key, projections.scale, mask if mask is not None else bias)
+        parts[SCORES] = form_scores(query, key, projections.scale, mask if mask is not None else bias)
         return Encoded(scores, parts)
-    parts |= {"query": query.to(dtype), "key": key.to(dtype)}
+    parts |= {QUERY: query.to(dtype), KEY: key.to(dtype)}
     if bias is not None:
         parts["bias"] = bias[:, 0, 0].expand(len(query), -1).float()
     return Encoded(factors, parts)

@@ -13,6 +13,7 @@ from attrace.recorder.writing.images import Images, Picture
 from attrace.recorder.writing.plan import Place
 from attrace.recorder.writing.store import TraceStore
 from attrace.schemas import SiteClass, SizeLimitError, Status
+from attrace.schemas.layout import KEY, KEY_STEP, QUERY
 
 
 class Values(Protocol):
@@ -60,7 +61,7 @@ class TraceSink:
             if not _is_sound(name, arrays):
                 self.non_finite.setdefault(path, step)
             for sample, array in enumerate(arrays):
-                if name == "key":
+                if name == KEY:
                     self._write_key(sample, step, place, array)
                 else:
                     self._write(sample, name, step, place, array)
@@ -127,8 +128,8 @@ class TraceSink:
         if last is None or not np.array_equal(last[0].view(np.uint8), key.view(np.uint8)):
             last = (key, step)
             self._keys[sample, place] = last
-            self._write(sample, "key", step, place, key)
-        self._write(sample, "key_step", step, place, np.asarray(last[1], np.int32))
+            self._write(sample, KEY, step, place, key)
+        self._write(sample, KEY_STEP, step, place, np.asarray(last[1], np.int32))
 
     def _write(self, sample: int, name: str, step: int, place: Place, values: NDArray[Any]) -> None:
         with self._lock:
@@ -143,4 +144,4 @@ class TraceSink:
 
 def _is_sound(name: str, values: NDArray[Any]) -> bool:
     """Whether values are as a model in order makes them; a mask is -inf where a key may not be attended to."""
-    return bool(np.isfinite(values).all() if name in ("query", "key") else not np.isnan(values).any())
+    return bool(np.isfinite(values).all() if name in (QUERY, KEY) else not np.isnan(values).any())

@@ -30,12 +30,17 @@ from attrace.schemas import (
 from attrace.schemas.codecs import Codec, compressor
 from attrace.schemas.durable import sync_file, sync_names, sync_tree
 from attrace.schemas.layout import (
+    CALLED,
     IMAGES,
     KEY_STEP,
     MANIFEST_ATTRIBUTE,
+    QUERY,
+    ROOT_ATTRIBUTES,
+    SCORES,
     STEP_DONE,
     TIME,
     TIMESTEP,
+    class_attributes,
     coordinate_values,
 )
 from attrace.schemas.manifest import utc_now
@@ -86,16 +91,16 @@ class TraceStore:
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._files: dict[str, ChunkFiles] = {}
         self._series: dict[str, StepSeries] = {}
-        self._root = zarr.create_group(zarr.storage.LocalStore(path), zarr_format=3)
-        self._write_manifest()
+        attributes = {MANIFEST_ATTRIBUTE: manifest.to_json(), **ROOT_ATTRIBUTES}
+        self._root = zarr.create_group(zarr.storage.LocalStore(path), zarr_format=3, attributes=attributes)
         for spec in root_arrays(steps):
             self._create(self._root, "", spec)
 
     def add_classes(self, classes: tuple[SiteClass, ...]) -> None:
         """Create the groups and arrays of site classes, with their coordinates."""
         for site_class in classes:
-            group = self._root.require_group(site_class.group)
-            for spec in class_arrays(site_class, self._capacity):
+            group = self._root.require_group(site_class.group).update_attributes(class_attributes(site_class))
+            for spec in class_arrays(site_class, self._capacity, closed=False):
                 self._create(group, site_class.group, spec)
             for name, values in coordinate_values(site_class).items():
                 self._arrays[f"{site_class.group}/{name}"][:] = values
@@ -110,8 +115,10 @@ class TraceStore:
         place = f"{group}/{name}"
         if name == KEY_STEP:
             self._series[place].set(step, values, layer)  # in memory until the step is finished
-        else:
-            self._files[place].write((step, layer), values)
+            return
+        self._files[place].write((step, layer), values)
+        if name in (SCORES, QUERY):
+            self._series[f"{group}/{CALLED}"].set(step, 1, layer)
 
     def finish_step(self, step: int, *, call: int, timestep: float) -> None:
         """Make a step visible, in order and from one thread: what is stored once a step, then the marker."""
@@ -141,6 +148,7 @@ class TraceStore:
         for files in self._files.values():
             files.remove_from(self.finished_steps)
         self._resize(self.finished_steps)
+        self._repeat_times()
         sync_tree(self.path)  # before the manifest says that all is there
         self.update(status=status, steps=self.finished_steps, finished=utc_now())
         with warnings.catch_warnings():  # zarr warns that not every reader knows consolidated metadata: none needs it
@@ -167,6 +175,13 @@ class TraceStore:
             raise TraceNotFoundError(f"the disk of {self.path} vanished while it was being written")
         if self.manifest.id.encode() not in root:
             raise TraceExistsError(f"{self.path} was replaced by another recorder while it was being written")
+
+    def _repeat_times(self) -> None:
+        """Write the coordinates along time beside the arrays of each class, where xarray looks for them."""
+        for spec in root_arrays(self.finished_steps)[:2]:
+            values = np.asarray(self._arrays[spec.name][:])
+            for group in self._classes:
+                create_array(self._root[group], spec, self._codec)[:] = values  # type: ignore[arg-type]
 
     def _resize(self, steps: int) -> None:
         """Write another length along time; no chunk is removed, as zarr would look for each that there could be."""

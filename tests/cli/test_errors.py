@@ -154,7 +154,7 @@ def test_a_disk_that_takes_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, re
 
 
 def test_a_damaged_chunk(run: Run, trace: Path) -> None:
-    chunk = trace / "reference/64x16h2d8/query/c/3/0/0/0/0"
+    chunk = trace / "reference/64x16h2d8/query_vector/c/3/0/0/0/0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
     assert "c/3/0/0/0/0" in failed(run("maps", "run.zarr", "-o", "new.npz"), 3)
 

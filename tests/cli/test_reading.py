@@ -80,10 +80,10 @@ def test_verify_passes_a_sound_trace(run: Run) -> None:
 
 
 def test_verify_names_the_damage_and_exits_with_3(run: Run, trace: Path) -> None:
-    (trace / "reference/64x16h2d8/key/c/0/0/0/0/0").write_bytes(b"gone")
+    (trace / "reference/64x16h2d8/key_vector/c/0/0/0/0/0").write_bytes(b"gone")
     result = run("verify", "run.zarr")
     assert result.exit_code == 3
-    assert "problem: reference/64x16h2d8/key/c/0/0/0/0/0: the chunk cannot be read" in result.stdout
+    assert "problem: reference/64x16h2d8/key_vector/c/0/0/0/0/0: the chunk cannot be read" in result.stdout
     result = run("verify", "run.zarr", "--json")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["issues"][0]["chunk"] == "c/0/0/0/0/0"

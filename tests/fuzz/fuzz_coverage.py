@@ -33,7 +33,7 @@ with atheris.instrument_imports(include=["attrace", "zipfile", "zarr"]):
 
 CLASS = "reference/64x16h2d8"
 
-PLACES = ("", "step_done", "images", "images/generated", CLASS, f"{CLASS}/key_step", f"{CLASS}/query")
+PLACES = ("", "step_done", "images", "images/generated", CLASS, f"{CLASS}/key_step", f"{CLASS}/query_vector")
 """Whose `zarr.json` an input may be."""
 
 MANIFEST, DOCUMENT, ARCHIVE = range(3)

@@ -21,7 +21,7 @@ from attrace.analysis import open_trace, sram
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 EXAMPLES = dict(
     zip(
-        ("zarr", "tensorstore", "zarrs", "zarrita"),
+        ("xarray", "zarr", "tensorstore", "zarrs", "zarrita"),
         re.findall(r"```(?:python|js)\n(.*?)```", DOCUMENT, re.DOTALL),
         strict=True,
     )
@@ -39,11 +39,17 @@ def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
     features = 64 if shuffled else 8
     one = site_class(dtype=dtype, query_grid=(rows, columns), features=features)
     path = make_trace(tmp_path / "run.zarr", (one,), steps=2, static_keys=False).path
-    codecs = json.loads((path / one.group / "query/zarr.json").read_text())["codecs"]
+    codecs = json.loads((path / one.group / "query_vector/zarr.json").read_text())["codecs"]
     assert [codec["name"] for codec in codecs] == ["bytes", "blosc" if shuffled else "zstd", "crc32c"]
     monkeypatch.chdir(tmp_path)
     trace = open_trace(path).sel(layer=one.sites[LAYER].path, time=STEP)
     return sram(trace, at=divmod(QUERY, columns), size=(4, 4)).values.ravel().astype(np.float64)
+
+
+def test_xarray(expected: NDArray[np.float64]) -> None:
+    row = f"softmax.isel(time={STEP}, query={QUERY}).mean('head').values"
+    softmax = "softmax = (weights := __import__('numpy').exp(scores)) / weights.sum('key')"
+    np.testing.assert_allclose(_python(f"{EXAMPLES['xarray']}\n{softmax}\nshares = {row}"), expected, rtol=1e-5)
 
 
 def _printed(*command: str) -> NDArray[np.float64]:

@@ -104,7 +104,7 @@ ReadRow = Callable[[dict[str, Any], int, int, int], NDArray[np.float64] | None]
 
 def _run_example(monkeypatch: pytest.MonkeyPatch, made: MadeTrace) -> dict[str, Any]:
     """The names that the document's first example defines, run beside a trace called run.zarr."""
-    example, *_ = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    example = next(block for block in re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL) if "read_row" in block)
     assert "attrace." not in example
     monkeypatch.chdir(made.path.parent)
     names: dict[str, Any] = {}
@@ -137,7 +137,12 @@ def _write_sparse(path: Path, one: SiteClass) -> MadeTrace:
     store.add_classes((one,))
     random = np.random.default_rng(0)
     for step in range(2):
-        for name, shape in {"query": (2, 64, 8), "key": (2, 16, 8), "bias": (16,), "lse": (2, 64)}.items():
+        for name, shape in {
+            "query_vector": (2, 64, 8),
+            "key_vector": (2, 16, 8),
+            "bias": (16,),
+            "lse": (2, 64),
+        }.items():
             store.write(one.group, name, step=step, layer=0, values=random.normal(size=shape).astype(one.dtype))
         store.write(one.group, KEY_STEP, step=step, layer=0, values=step)
     store.finish_step(0, call=0, timestep=999.0)
@@ -151,7 +156,7 @@ def test_the_example_knows_gaps_bias_lse_and_unfinished_steps(tmp_path: Path, mo
     group = names["root"][one.group]
     assert names["finished"].tolist() == [0]
     assert names["read_row"](described, 0, 1, 5) is None
-    query, key = group["query"][0, 0, :, 5].astype(np.float64), group["key"][0, 0].astype(np.float64)
+    query, key = group["query_vector"][0, 0, :, 5].astype(np.float64), group["key_vector"][0, 0].astype(np.float64)
     expected = one.scale * np.einsum("hf,hkf->hk", query, key) + group["bias"][0, 0]
     np.testing.assert_allclose(names["read_row"](described, 0, 0, 5), expected)
     attention = np.exp(expected - group["lse"][0, 0, :, 5][:, None])

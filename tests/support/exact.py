@@ -164,7 +164,7 @@ def _write_call(store: TraceStore, one: SiteClass, call: Call, step: int, layer:
     if one.encoding == "scores":
         values = {"scores": call.scores(one.scale).astype(one.dtype)}
     else:
-        values = {"query": call.query, "key": call.key, "key_step": np.array(step, np.int32)}
+        values = {"query_vector": call.query, "key_vector": call.key, "key_step": np.array(step, np.int32)}
         if call.bias is not None:
             values["bias"] = call.bias
     if call.lse is not None:

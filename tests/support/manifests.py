@@ -87,7 +87,7 @@ def small_manifest() -> dict[str, Any]:
     """The JSON of a manifest with one class of two sites, text and padding as keys."""
     return {
         "format": "attrace-trace",
-        "version": "1.0",
+        "version": "2.0",
         "id": "0123456789abcdef0123456789abcdef",
         "status": "complete",
         "created": "2026-01-02T03:04:05Z",

@@ -1,6 +1,8 @@
-"""The small trace that tests/data keeps of each version of the format. This wrote `trace-1.0.zip`:
+"""The small trace that tests/data keeps of each version of the format. This wrote `trace-2.0.zip`:
 
-PYTHONPATH=tests python -m support.published tests/data/trace-1.0.zip
+PYTHONPATH=tests python -m support.published tests/data/trace-2.0.zip
+
+`trace-1.0.zip` has the same numbers, under the names that version 1 of the format gave them.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from numpy.typing import NDArray
 
 from attrace.recorder.writing.store import TraceStore
 from attrace.schemas import Guidance, KeySegment, Manifest, ModelIdentity, Site, SiteClass
-from attrace.schemas.layout import KEY_STEP
+from attrace.schemas.layout import CALLED, DATA_ARRAYS, KEY, KEY_STEP, QUERY, stored_name
+from attrace.schemas.manifest import MAJOR
 
 STEPS = 3
 
@@ -77,30 +80,38 @@ def values(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
     return ((np.arange(count) * 7 + len(name)) % 17 / 2 - 4).reshape(shape)
 
 
-def expected_arrays() -> dict[str, NDArray[Any]]:
-    """What is in the trace, by path; NaN where nothing is.
+def expected_arrays(major: int = MAJOR) -> dict[str, NDArray[Any]]:
+    """What is in the trace of a version of the format, by path; NaN where nothing is.
 
     The keys of the first layer change in step 2, those of the second never do; it is not called in step 1.
     """
     arrays = {
-        "query": values("query", (STEPS, 2, 2, 12, 4)),
-        "key": values("key", (STEPS, 2, 2, 5, 4)),
+        QUERY: values("query", (STEPS, 2, 2, 12, 4)),
+        KEY: values("key", (STEPS, 2, 2, 5, 4)),
         "bias": values("bias", (STEPS, 2, 5)),
         "lse": values("lse", (STEPS, 2, 2, 12)),
     }
     arrays["bias"][:, :, 4] = -np.inf
     for array in arrays.values():
         array[1, 1] = np.nan
-    arrays["key"][1, 0] = np.nan
-    arrays["key"][2, 1] = np.nan
+    arrays[KEY][1, 0] = np.nan
+    arrays[KEY][2, 1] = np.nan
     arrays[KEY_STEP] = np.array([[0, 0], [0, -1], [2, 0]])
-    return {f"{FACTORS.group}/{name}": array for name, array in arrays.items()} | {
-        f"{SCORES.group}/scores": values("scores", (STEPS, 1, 2, 12, 3)),
-        "time": np.array([0, 1, 3]),
-        "timestep": np.array([999.0, 500.5, 1.0]),
-        "step_done": np.ones(STEPS),
-        "images/generated": (values("generated", (6, 8, 3)) * 8 + 32).astype(np.uint8),
-    }
+    of_root = {"time": np.array([0, 1, 3]), "timestep": np.array([999.0, 500.5, 1.0]), "step_done": np.ones(STEPS)}
+    factors = {f"{FACTORS.group}/{stored_name(name, major)}": array for name, array in arrays.items()}
+    stored = (
+        factors
+        | of_root
+        | {
+            f"{SCORES.group}/scores": values("scores", (STEPS, 1, 2, 12, 3)),
+            "images/generated": (values("generated", (6, 8, 3)) * 8 + 32).astype(np.uint8),
+        }
+    )
+    if major == 1:
+        return stored
+    times = {f"{one.group}/{name}": of_root[name] for one in (FACTORS, SCORES) for name in ("time", "timestep")}
+    called = {FACTORS.group: (arrays[KEY_STEP] >= 0).astype(float), SCORES.group: np.ones((STEPS, 1))}
+    return stored | times | {f"{group}/{CALLED}": array for group, array in called.items()}
 
 
 def write_published(path: Path) -> None:
@@ -123,7 +134,8 @@ def write_published(path: Path) -> None:
 def _write_step(store: TraceStore, one: SiteClass, arrays: dict[str, NDArray[Any]], step: int) -> None:
     for path, array in arrays.items():
         group, _, name = path.rpartition("/")
-        for layer in range(len(one.sites)) if group == one.group else ():
+        written = group == one.group and name in DATA_ARRAYS - {CALLED}
+        for layer in range(len(one.sites)) if written else ():
             part = array[step, layer]
             if not np.isnan(part).all():
                 store.write(group, name, step=step, layer=layer, values=part)

@@ -1,6 +1,8 @@
-"""The second small trace that tests/data keeps, with what the first lacks. This wrote `rich-1.0.zip`:
+"""The second small trace that tests/data keeps, with what the first lacks. This wrote `rich-2.0.zip`:
 
-PYTHONPATH=tests python -m support.published_rich tests/data/rich-1.0.zip
+PYTHONPATH=tests python -m support.published_rich tests/data/rich-2.0.zip
+
+`rich-1.0.zip` has the same numbers, under the names that version 1 of the format gave them.
 
 It was interrupted in its fourth step; computed in bfloat16 and stored as float32; a block of the keys only, with `lse`;
 a mask in `bias`; text scores in float64; marginals that were kept.
@@ -90,8 +92,8 @@ def arrays() -> dict[str, NDArray[Any]]:
     bias[..., 1], bias[..., 4] = 0.25, -np.inf
     shown = np.exp(scores(query, key, bias)).sum(axis=-1)
     return {
-        f"{JOINT.group}/query": query,
-        f"{JOINT.group}/key": key,
+        f"{JOINT.group}/query_vector": query,
+        f"{JOINT.group}/key_vector": key,
         f"{JOINT.group}/bias": bias,
         f"{JOINT.group}/lse": (np.ceil(np.log(shown) * 16 + 8) / 16).astype(np.float32),  # the same on every processor
         f"{TEXT.group}/scores": spread(3, (STEPS + 1, 1, 1, 12, 3)) / 3,

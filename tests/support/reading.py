@@ -36,9 +36,9 @@ def read_class_scores(path: Path, one: SiteClass, layer: int) -> NDArray[np.floa
     done = read_array(path, "step_done") == 1
     if one.encoding == "scores":
         return np.asarray(read_array(path, f"{one.group}/scores")[done, layer], np.float64)
-    query = read_array(path, f"{one.group}/query")[done, layer].astype(np.float64)
+    query = read_array(path, f"{one.group}/query_vector")[done, layer].astype(np.float64)
     steps = read_array(path, f"{one.group}/key_step")[done, layer]
-    key = read_array(path, f"{one.group}/key")[steps, layer].astype(np.float64)
+    key = read_array(path, f"{one.group}/key_vector")[steps, layer].astype(np.float64)
     scores = one.scale * np.einsum("thqf,thkf->thqk", query, key)
     if one.has_bias:
         scores = scores + read_array(path, f"{one.group}/bias")[done, layer][:, None, None, :]

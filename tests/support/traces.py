@@ -93,10 +93,10 @@ def make_trace(
                     store.write(one.group, "scores", values=values, **place)
                     made.scores[one.group][step, layer] = values
                     continue
-                store.write(one.group, "query", values=query[step, layer], **place)
+                store.write(one.group, "query_vector", values=query[step, layer], **place)
                 stored = 0 if static_keys else step
                 if stored == step:
-                    store.write(one.group, "key", values=key[step, layer], **place)
+                    store.write(one.group, "key_vector", values=key[step, layer], **place)
                 store.write(one.group, "key_step", values=np.int32(stored), **place)
         store.finish_step(step, call=step, timestep=float(1000 - 100 * step))
     for name, image in (images or {}).items():

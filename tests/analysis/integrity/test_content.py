@@ -51,8 +51,8 @@ class TestContentId:
     @pytest.mark.parametrize(
         ("name", "place"),
         [
-            (f"{GROUP}/query", (1, 1, 0, 3, 2)),
-            (f"{GROUP}/key", (0, 1, 0, 3, 2)),
+            (f"{GROUP}/query_vector", (1, 1, 0, 3, 2)),
+            (f"{GROUP}/key_vector", (0, 1, 0, 3, 2)),
             ("images/generated", (0, 0, 0)),
             ("time", (2,)),
         ],
@@ -96,7 +96,7 @@ class TestContentId:
 
     def test_a_trace_with_problems_has_none(self, tmp_path: Path) -> None:
         path = made(tmp_path / "a.zarr")
-        (path / GROUP / "query/c/0/0/0/0/0").write_bytes(b"")
+        (path / GROUP / "query_vector/c/0/0/0/0/0").write_bytes(b"")
         assert verify(path).content_id is None
 
 
@@ -107,17 +107,17 @@ class TestDiff:
 
     def test_values(self, tmp_path: Path) -> None:
         first, second = made(tmp_path / "a.zarr"), made(tmp_path / "b.zarr")
-        query = array_of(second, f"{GROUP}/query")
+        query = array_of(second, f"{GROUP}/query_vector")
         query[1, 0, 1, 5, 2] = np.asarray(query[1, 0, 1, 5, 2]) + 0.5
         query[2, 1, 0, 0, 0] = np.asarray(query[2, 1, 0, 0, 0]) - 2
         (found,) = diff(first, second)
-        assert (found.kind, found.place, found.values) == ("values", f"{GROUP}/query", 2)
+        assert (found.kind, found.place, found.values) == ("values", f"{GROUP}/query_vector", 2)
         assert found.largest == pytest.approx(2, rel=1e-5)
         assert "the first at (1, 0, 1, 5, 2)" in found.message
 
     def test_values_that_are_not_finite(self, tmp_path: Path) -> None:
         first, second = made(tmp_path / "a.zarr"), made(tmp_path / "b.zarr")
-        array_of(second, f"{GROUP}/query")[1, 0, 1, 5, 2] = np.nan
+        array_of(second, f"{GROUP}/query_vector")[1, 0, 1, 5, 2] = np.nan
         (found,) = diff(first, second)
         assert (found.values, found.largest) == (1, None)
 
@@ -127,7 +127,7 @@ class TestDiff:
         found = list(diff(first, second))
         assert Difference("manifest", "manifest.device", "'cpu' and 'cuda'") in found
         assert Difference("array", "images/generated", "only in the first") in found
-        assert any(one.kind == "shape" and one.place == f"{GROUP}/query" for one in found)
+        assert any(one.kind == "shape" and one.place == f"{GROUP}/query_vector" for one in found)
 
     def test_nothing_is_read_until_asked(self, tmp_path: Path) -> None:
         diff(tmp_path / "absent", tmp_path / "absent")
@@ -139,7 +139,7 @@ class TestRepair:
         """Killed in its fourth step, with room for four: chunks of it and an unfinished file are there."""
         path = make_trace(tmp_path / "run.zarr", steps=4, status=None).path
         array_of(path, "step_done")[3] = 0
-        (path / GROUP / "query/c/0/0/0/0/.0.1.partial").write_bytes(b"half")
+        (path / GROUP / "query_vector/c/0/0/0/0/.0.1.partial").write_bytes(b"half")
         return path
 
     @pytest.mark.parametrize("in_place", [True, False])
@@ -153,7 +153,7 @@ class TestRepair:
         assert (report.issues, report.status, report.steps) == ((), "interrupted", 3)
         np.testing.assert_array_equal(ulam(open_trace(target)).compute(), before)
         assert not list(target.rglob("*.partial"))
-        assert open_store(target).array(f"{GROUP}/query").shape[0] == 3
+        assert open_store(target).array(f"{GROUP}/query_vector").shape[0] == 3
 
     def test_a_complete_trace_stays_complete(self, tmp_path: Path) -> None:
         path = made(tmp_path / "run.zarr")

@@ -69,8 +69,8 @@ def test_progress_counts_every_chunk(trace: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "chunk"),
     [
-        (f"{GROUP}/query", "c/1/1/0/0/0"),
-        (f"{GROUP}/key", "c/0/0/0/0/0"),
+        (f"{GROUP}/query_vector", "c/1/1/0/0/0"),
+        (f"{GROUP}/key_vector", "c/0/0/0/0/0"),
         ("images/generated", "c/0/0/0"),
         ("time", "c/0"),
     ],
@@ -87,10 +87,10 @@ def test_a_flipped_bit_is_found_with_its_chunk(trace: Path, array: str, chunk: s
 
 @pytest.mark.parametrize("kept", [0, 3, 40])
 def test_a_cut_off_chunk_is_found(trace: Path, kept: int) -> None:
-    file = trace / GROUP / "query/c/2/0/0/0/0"
+    file = trace / GROUP / "query_vector/c/2/0/0/0/0"
     file.write_bytes(file.read_bytes()[:kept])
     (problem,) = verify(trace).problems
-    assert (problem.array, problem.chunk) == (f"{GROUP}/query", "c/2/0/0/0/0")
+    assert (problem.array, problem.chunk) == (f"{GROUP}/query_vector", "c/2/0/0/0/0")
 
 
 def test_a_damaged_marker_is_found(trace: Path) -> None:
@@ -99,12 +99,12 @@ def test_a_damaged_marker_is_found(trace: Path) -> None:
 
 
 def test_values_that_are_not_finite_are_found(trace: Path) -> None:
-    query = zarr.open_group(trace)[f"{GROUP}/query"]
+    query = zarr.open_group(trace)[f"{GROUP}/query_vector"]
     assert isinstance(query, zarr.Array)
     query[1, 0, 1, 5, 2] = np.inf
     query[1, 0, 1, 5, 3] = np.nan
     assert problems(trace) == [
-        f"{GROUP}/query/c/1/0/0/0/0: 2 of 1024 values are not finite, the first at head 1, query 5, feature 2"
+        f"{GROUP}/query_vector/c/1/0/0/0/0: 2 of 1024 values are not finite, the first at head 1, query 5, feature 2"
     ]
 
 
@@ -120,7 +120,7 @@ def test_a_masked_score_is_minus_infinity_and_sound(tmp_path: Path) -> None:
 
 def test_a_gap_is_noted_and_no_problem(trace: Path) -> None:
     root = zarr.open_group(trace)
-    for name, gap in (("query", np.nan), ("key_step", -1)):
+    for name, gap in (("query_vector", np.nan), ("key_step", -1), ("called", 0)):
         array = root[f"{GROUP}/{name}"]
         assert isinstance(array, zarr.Array)
         array[1, 1] = gap
@@ -130,14 +130,19 @@ def test_a_gap_is_noted_and_no_problem(trace: Path) -> None:
 
 
 def test_a_lost_query_is_found(trace: Path) -> None:
-    (trace / GROUP / "query/c/1/1/0/0/0").unlink()
-    assert problems(trace) == [f"{GROUP}: key stored without query in step 1 of layer 'up.0.attn2'"]
+    (trace / GROUP / "query_vector/c/1/1/0/0/0").unlink()
+    assert problems(trace) == [
+        f"{GROUP}: key_vector and called stored without query_vector in step 1 of layer 'up.0.attn2'"
+    ]
 
 
 def test_a_lost_key_is_found_in_every_step_that_needs_it(trace: Path) -> None:
-    (trace / GROUP / "key/c/0/1/0/0/0").unlink()
+    (trace / GROUP / "key_vector/c/0/1/0/0/0").unlink()
     found = problems(trace)
-    assert found == [f"{GROUP}: query stored without key in step {step} of layer 'up.0.attn2'" for step in range(3)]
+    assert found == [
+        f"{GROUP}: query_vector and called stored without key_vector in step {step} of layer 'up.0.attn2'"
+        for step in range(3)
+    ]
 
 
 def test_a_coordinate_against_the_manifest_is_found(trace: Path) -> None:
@@ -148,9 +153,9 @@ def test_a_coordinate_against_the_manifest_is_found(trace: Path) -> None:
 
 
 def test_a_missing_array_is_found(trace: Path) -> None:
-    shutil.rmtree(trace / GROUP / "key")
+    shutil.rmtree(trace / GROUP / "key_vector")
     consolidate_again(trace)
-    assert f"{GROUP}/key: expected an array, found none" in problems(trace)
+    assert f"{GROUP}/key_vector: expected an array, found none" in problems(trace)
 
 
 @pytest.mark.parametrize(
@@ -167,23 +172,23 @@ def test_a_missing_array_is_found(trace: Path) -> None:
     ],
 )
 def test_a_wrong_structure_is_found(trace: Path, change: dict[str, Any], message: str) -> None:
-    edit_json(trace / GROUP / "query/zarr.json", lambda document: document.update(change))
+    edit_json(trace / GROUP / "query_vector/zarr.json", lambda document: document.update(change))
     consolidate_again(trace)
-    assert any(problem.startswith(f"{GROUP}/query: {message}") for problem in problems(trace))
+    assert any(problem.startswith(f"{GROUP}/query_vector: {message}") for problem in problems(trace))
 
 
 def test_wrong_chunks_are_found(trace: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["chunk_grid"]["configuration"]["chunk_shape"][0] = 3
 
-    edit_json(trace / GROUP / "query/zarr.json", change)
+    edit_json(trace / GROUP / "query_vector/zarr.json", change)
     consolidate_again(trace)
-    assert f"{GROUP}/query: expected chunks (1, 1, 2, 64, 8), found (3, 1, 2, 64, 8)" in problems(trace)
+    assert f"{GROUP}/query_vector: expected chunks (1, 1, 2, 64, 8), found (3, 1, 2, 64, 8)" in problems(trace)
 
 
 def test_stale_consolidated_metadata_is_found(trace: Path) -> None:
-    edit_json(trace / GROUP / "query/zarr.json", lambda document: document["attributes"].update(changed=True))
-    assert problems(trace) == [f"{GROUP}/query: the consolidated metadata differs from the array's own"]
+    edit_json(trace / GROUP / "query_vector/zarr.json", lambda document: document["attributes"].update(changed=True))
+    assert problems(trace) == [f"{GROUP}/query_vector: the consolidated metadata differs from the array's own"]
 
 
 def test_steps_of_the_manifest_against_the_marker(trace: Path) -> None:
@@ -205,14 +210,44 @@ def test_call_numbers_that_do_not_rise_are_found(trace: Path) -> None:
     time = zarr.open_group(trace)["time"]
     assert isinstance(time, zarr.Array)
     time[2] = 1
-    assert problems(trace) == ["time: expected call numbers that rise from 0 on, found [0, 1, 1]"]
+    assert problems(trace) == [
+        "time: expected call numbers that rise from 0 on, found [0, 1, 1]",
+        f"{GROUP}/time: expected 1 at 2, as in the root, found 2",
+    ]
 
 
 def test_a_missing_timestep_is_found(trace: Path) -> None:
     timestep = zarr.open_group(trace)["timestep"]
     assert isinstance(timestep, zarr.Array)
     timestep[2] = np.nan
-    assert problems(trace) == ["timestep: expected a timestep for every finished step, none in step 2"]
+    assert problems(trace) == [
+        "timestep: expected a timestep for every finished step, none in step 2",
+        f"{GROUP}/timestep: expected nan at 2, as in the root, found 800.0",
+    ]
+
+
+def test_labels_that_are_not_those_of_the_manifest_are_found(trace: Path) -> None:
+    layer = zarr.open_group(trace)[f"{GROUP}/layer"]
+    assert isinstance(layer, zarr.Array)
+    layer[1] = 7
+    edit_json(trace / GROUP / "zarr.json", lambda document: document["attributes"]["layers"].reverse())
+    consolidate_again(trace)
+    assert problems(trace) == [
+        f"{GROUP}/layer: expected 1 at 1, as in the manifest, found 7",
+        f"{GROUP}: expected the attribute 'layers' to list the module paths in the manifest",
+    ]
+
+
+def test_a_gap_that_holds_values_and_a_call_that_holds_none_are_found(tmp_path: Path) -> None:
+    path = make_trace(tmp_path / "run.zarr", (site_class(encoding="scores"),)).path
+    called = zarr.open_group(path)[f"{GROUP}/called"]
+    assert isinstance(called, zarr.Array)
+    called[0, 1] = 0
+    (path / GROUP / "scores/c/2/0/0/0/0").unlink()
+    assert problems(path) == [
+        f"{GROUP}: called stored without scores in step 2 of layer 'down.0.attn2'",
+        f"{GROUP}: scores stored without called in step 0 of layer 'up.0.attn2'",
+    ]
 
 
 def test_an_unclosed_trace_is_sound_and_noted(tmp_path: Path) -> None:
@@ -227,7 +262,7 @@ def test_damage_in_a_step_that_never_finished_is_not_looked_at(tmp_path: Path) -
     marker = zarr.open_group(path)["step_done"]
     assert isinstance(marker, zarr.Array)
     marker[2] = 0
-    (path / GROUP / "query/c/2/0/0/0/0").write_bytes(b"half a chu")
+    (path / GROUP / "query_vector/c/2/0/0/0/0").write_bytes(b"half a chu")
     report = verify(path)
     assert report.valid
     assert report.steps == 2
@@ -282,10 +317,10 @@ def test_metadata_that_is_no_json(trace: Path) -> None:
 
 def test_a_newer_major_version_is_refused(trace: Path) -> None:
     def change(document: dict[str, Any]) -> None:
-        document["attributes"]["attrace"]["version"] = "2.0"
+        document["attributes"]["attrace"]["version"] = "3.0"
 
     edit_json(trace / "zarr.json", change)
-    with pytest.raises(TraceVersionError, match=r"written in version 2\.0"):
+    with pytest.raises(TraceVersionError, match=r"written in version 3\.0"):
         verify(trace)
 
 

@@ -327,7 +327,7 @@ class TestLaziness:
             dask.base.compute(*maps)
         data = Counter(key for key in read if "/key_step/" not in key)
         assert set(data.values()) == {1}
-        assert sum("/query/" in key for key in data) == 2 * STEPS - 1
+        assert sum("/query_vector/" in key for key in data) == 2 * STEPS - 1
         assert sum("/scores/" in key for key in data) == STEPS  # a gap is found by reading
 
     def test_a_key_that_does_not_change_is_read_once_a_task(
@@ -336,14 +336,16 @@ class TestLaziness:
         trace = open_trace(make_trace(tmp_path / "run.zarr", steps=20, static_keys=True).path)
         with counted_reads(monkeypatch) as read:
             ulam(trace).compute()
-        counted = Counter(key for key in read if "/key/" in key)
-        assert counted == {f"reference/64x16h2d8/key/c/0/{layer}/0/0/0": 2 for layer in range(2)}  # 2 tasks of 10 steps
+        counted = Counter(key for key in read if "/key_vector/" in key)
+        assert counted == {
+            f"reference/64x16h2d8/key_vector/c/0/{layer}/0/0/0": 2 for layer in range(2)
+        }  # 2 tasks of 10 steps
 
     def test_a_selection_reads_only_what_it_needs(self, trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
         with counted_reads(monkeypatch) as read:
             ulam(trace.sel(layer="up.0", time=[1, 2])).compute()
-        assert {key for key in read if "/query/" in key} == {
-            f"reference/48x17h2d8/query/c/{step}/1/0/0/0" for step in (1, 2)
+        assert {key for key in read if "/query_vector/" in key} == {
+            f"reference/48x17h2d8/query_vector/c/{step}/1/0/0/0" for step in (1, 2)
         }
 
     def test_graphs_are_small(self, tmp_path: Path) -> None:

@@ -200,4 +200,4 @@ class TestCorrespondence:
     def test_each_chunk_is_read_once(self, trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
         with counted_reads(monkeypatch) as read:
             correspondence(trace, layers="mid").compute()
-        assert sum("/query/" in key for key in read) == STEPS
+        assert sum("/query_vector/" in key for key in read) == STEPS

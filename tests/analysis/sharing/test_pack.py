@@ -26,6 +26,7 @@ from attrace.schemas import (
     TraceFormatError,
     TraceNotFoundError,
 )
+from attrace.schemas.layout import DATA_ARRAYS
 
 DATA = Path(__file__).parents[2] / "data"
 FACTORS = site_class(layers=("down.0.attn2", "mid.attn2", "up.0.attn2"), cls=True, group="reference/64x17h2d8")
@@ -160,7 +161,7 @@ class TestParts:
             _scores(trace, FACTORS.group), _scores(open_trace(made.path), FACTORS.group)[:, 1:2]
         )
         np.testing.assert_array_equal(ulam(trace), ulam(open_trace(made.path).sel(layer="mid*")))
-        chunk = f"{FACTORS.group}/query/c/3/%d/0/0/0"
+        chunk = f"{FACTORS.group}/query_vector/c/3/%d/0/0/0"
         assert _keys(packed)[chunk % 0] == (made.path / (chunk % 1)).read_bytes()
 
     @pytest.mark.parametrize("steps", [slice(2, 4), [1, 5], 3])
@@ -178,8 +179,8 @@ class TestParts:
     def test_a_key_is_stored_once(self, made: MadeTrace, tmp_path: Path) -> None:
         part = open_trace(made.path).sel(time=slice(2, 4), layer="mid*")
         names = _keys(pack(part, tmp_path / "run.zip"))
-        kept = [name for name in names if "/key/c/" in name]
-        static = not (made.path / FACTORS.group / "key/c/1").exists()
+        kept = [name for name in names if "/key_vector/c/" in name]
+        static = not (made.path / FACTORS.group / "key_vector/c/1").exists()
         assert len(kept) == (1 if static else 3)
 
     def test_maps_alone(self, made: MadeTrace, tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ class TestParts:
             open_trace(made.path).sel(time=slice(1, 4)), tmp_path / "run.zip", only_derived=True, without=["images"]
         )
         trace = _sound(packed)
-        assert not any(f"/{name}/" in key for key in _keys(packed) for name in ("query", "key", "scores", "key_step"))
+        assert not any(f"/{name}/" in key for key in _keys(packed) for name in DATA_ARRAYS)
         np.testing.assert_array_equal(ulam(trace), ulam(open_trace(made.path).sel(time=slice(1, 4))))
         unpacked = unpack(packed, tmp_path / "run.zarr")
         for needs_scores in (
@@ -228,12 +229,15 @@ class TestParts:
             assert trace.manifest.id == whole.manifest.id
             for one in (FACTORS, SCORES):
                 np.testing.assert_array_equal(_scores(trace, one.group), _scores(whole, one.group))
-            stored = trace.stored.array(f"{FACTORS.group}/query").array.metadata.to_dict()
+            stored = trace.stored.array(f"{FACTORS.group}/query_vector").array.metadata.to_dict()
             assert [codec["name"] for codec in stored["codecs"]] == names  # type: ignore[index,union-attr,call-overload]
 
     def test_recoding_to_what_it_is_copies_the_bytes(self, made: MadeTrace, tmp_path: Path) -> None:
         recoded = pack(made.path, tmp_path / "recoded.zip", codec="auto")
-        names = [f"{FACTORS.group}/{name}" for name in ("query/c/0/0/0/0/0", "key_step/c/0/0", "query/zarr.json")]
+        names = [
+            f"{FACTORS.group}/{name}"
+            for name in ("query_vector/c/0/0/0/0/0", "key_step/c/0/0", "query_vector/zarr.json")
+        ]
         with zipfile.ZipFile(recoded) as archive:
             assert [archive.read(name) for name in names[:2]] == [(made.path / name).read_bytes() for name in names[:2]]
             assert (
@@ -272,7 +276,7 @@ class TestParts:
 
     @pytest.mark.parametrize("codec", [None, "none"])
     @pytest.mark.parametrize(
-        "lost", ["query/c/3/1/0/0/0", "key/c/0/2/0/0/0", "key_step/c/0/0", "derived/r2g/c/0/1/0/0"]
+        "lost", ["query_vector/c/3/1/0/0/0", "key_vector/c/0/2/0/0/0", "key_step/c/0/0", "derived/r2g/c/0/1/0/0"]
     )
     def test_a_lost_chunk_is_named(self, made: MadeTrace, tmp_path: Path, lost: str, codec: str | None) -> None:
         shutil.copytree(made.path, tmp_path / "run.zarr")

@@ -101,8 +101,8 @@ def test_a_pull_goes_on(trace: Path, tmp_path: Path) -> None:
 
 def test_damage_is_found_and_not_kept(trace: Path, tmp_path: Path) -> None:
     push(trace, "memory://a/run.zarr")
-    _garble("memory://a/run.zarr", "reference/64x16h2d8/query/c/1/0/0/0/0")
-    with pytest.raises(TraceFormatError, match="query/c/1/0/0/0/0"):
+    _garble("memory://a/run.zarr", "reference/64x16h2d8/query_vector/c/1/0/0/0/0")
+    with pytest.raises(TraceFormatError, match="query_vector/c/1/0/0/0/0"):
         pull("memory://a/run.zarr", tmp_path / "run.zarr")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(TraceNotFoundError):
@@ -161,9 +161,9 @@ class TestFromAWebServer:
         assert verify(tmp_path / "run.zarr").valid
 
     def test_what_is_damaged_there_is_not_kept(self, folder: Path, tmp_path: Path) -> None:
-        chunk = folder / "run.zarr/reference/64x16h2d8/query/c/1/0/0/0/0"
+        chunk = folder / "run.zarr/reference/64x16h2d8/query_vector/c/1/0/0/0/0"
         chunk.write_bytes(bytes(chunk.stat().st_size))
-        with serving(folder) as served, pytest.raises(TraceFormatError, match="query/c/1/0/0/0/0"):
+        with serving(folder) as served, pytest.raises(TraceFormatError, match="query_vector/c/1/0/0/0/0"):
             pull(f"{served.address}/run.zarr", tmp_path / "run.zarr")
         assert [path.name for path in tmp_path.iterdir()] == ["served"]
 

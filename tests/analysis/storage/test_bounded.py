@@ -38,18 +38,18 @@ def trace(tmp_path: Path) -> Path:
 def _encode_anew(trace: Path, **codecs: Any) -> None:
     """Write `query` with other codecs."""
     group = zarr.open_group(trace)
-    old = group[f"{GROUP}/query"]
+    old = group[f"{GROUP}/query_vector"]
     assert isinstance(old, zarr.Array)
     values = np.asarray(old[...])
-    shutil.rmtree(trace / GROUP / "query")
+    shutil.rmtree(trace / GROUP / "query_vector")
     chosen: dict[str, Any] = {"chunks": (1, 1, 2, 64, 8)} | codecs
     dims = ("time", "layer", "head", "query", "feature")
-    group.create_array(f"{GROUP}/query", data=values, fill_value=np.nan, dimension_names=dims, **chosen)
+    group.create_array(f"{GROUP}/query_vector", data=values, fill_value=np.nan, dimension_names=dims, **chosen)
 
 
 def _plant(trace: Path, content: bytes) -> None:
     checksum = google_crc32c.value(content).to_bytes(4, "little")
-    (trace / GROUP / "query/c/0/0/0/0/0").write_bytes(content + checksum)
+    (trace / GROUP / "query_vector/c/0/0/0/0/0").write_bytes(content + checksum)
 
 
 def _zstd_without_length(content: np.ndarray[Any, Any]) -> bytes:
@@ -75,7 +75,7 @@ def test_a_chunk_that_decodes_to_more_than_it_can_hold(
     _encode_anew(trace, compressors=[codec, zarr.codecs.Crc32cCodec()])
     np.testing.assert_array_equal(ulam(open_trace(trace)).compute(), expected)
     _plant(trace, bytes(encode(BOMB)))
-    with pytest.raises(TraceFormatError, match=rf"chunk c/0/0/0/0/0 of array '{GROUP}/query' .*{match}"):
+    with pytest.raises(TraceFormatError, match=rf"chunk c/0/0/0/0/0 of array '{GROUP}/query_vector' .*{match}"):
         ulam(open_trace(trace)).compute()
     (found,) = [finding for finding in verify(trace).problems if finding.chunk]
     assert match in found.message
@@ -94,7 +94,7 @@ def test_a_chunk_that_decodes_to_more_than_it_can_hold(
 def test_blosc_reads_no_further_than_the_chunk(trace: Path, damage: Callable[[bytes], bytes]) -> None:
     """What blosc decodes reaches as far as the header says: beyond the end lies the memory of others."""
     _encode_anew(trace, compressors=[zarr.codecs.BloscCodec(), zarr.codecs.Crc32cCodec()])
-    content = (trace / GROUP / "query/c/0/0/0/0/0").read_bytes()[:-4]
+    content = (trace / GROUP / "query_vector/c/0/0/0/0/0").read_bytes()[:-4]
     _plant(trace, content)
     ulam(open_trace(trace)).compute()
     _plant(trace, damage(content))
@@ -109,7 +109,7 @@ def test_shards_are_read_and_bounded(trace: Path) -> None:
     inner = {"chunks": (1, 1, 1, 64, 8), "shards": (1, 1, 2, 64, 8)}
     _encode_anew(trace, **inner, compressors=[zarr.codecs.ZstdCodec()])
     np.testing.assert_array_equal(ulam(open_trace(trace)).compute(), expected)
-    file = trace / GROUP / "query/c/0/0/0/0/0"
+    file = trace / GROUP / "query_vector/c/0/0/0/0/0"
     bomb, index = bytes(numcodecs.Zstd().encode(BOMB)), np.array([[0, 0], [0, 0]], np.uint64)
     index[:, 1] = len(bomb)
     file.write_bytes(bomb + index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little"))

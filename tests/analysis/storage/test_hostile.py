@@ -47,25 +47,29 @@ def read_all(path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "change", "match"),
     [
-        ("query", {"dimension_names": None}, r"'reference/64x16h2d8/query': expected dims \(time, layer, head"),
-        ("query", {"dimension_names": ["layer", "time", "head", "query", "feature"]}, "expected dims"),
-        ("query", {"shape": [3, 2, 2, 64, 9]}, r"expected shape \(3, 2, 2, 64, 8\), found \(3, 2, 2, 64, 9\)"),
-        ("query", {"shape": [2, 2, 2, 64, 8]}, r"expected shape \(3, 2, 2, 64, 8\), found \(2, 2, 2, 64, 8\)"),
-        ("query", {"shape": [-3, 2, 2, 64, 8]}, "metadata of array"),
-        ("query", {"shape": [3.5, 2, 2, 64, 8]}, "query"),
-        ("query", {"shape": [2**40, 2, 2, 64, 8]}, "ATTRACE_MAX_STEPS"),
-        ("query", {"data_type": "float64", "fill_value": "NaN"}, "expected data type float32, found float64"),
-        ("query", {"data_type": "object"}, "metadata of array"),
-        ("query", {"codecs": [{"name": "pickle", "configuration": {}}]}, "metadata of array"),
-        ("query", {"codecs": []}, "query"),
-        ("query", {"zarr_format": 9}, "query"),
-        ("query", {"node_type": "group"}, "query"),
         (
-            "query",
+            "query_vector",
+            {"dimension_names": None},
+            r"'reference/64x16h2d8/query_vector': expected dims \(time, layer, head",
+        ),
+        ("query_vector", {"dimension_names": ["layer", "time", "head", "query", "feature"]}, "expected dims"),
+        ("query_vector", {"shape": [3, 2, 2, 64, 9]}, r"expected shape \(3, 2, 2, 64, 8\), found \(3, 2, 2, 64, 9\)"),
+        ("query_vector", {"shape": [2, 2, 2, 64, 8]}, r"expected shape \(3, 2, 2, 64, 8\), found \(2, 2, 2, 64, 8\)"),
+        ("query_vector", {"shape": [-3, 2, 2, 64, 8]}, "metadata of array"),
+        ("query_vector", {"shape": [3.5, 2, 2, 64, 8]}, "query"),
+        ("query_vector", {"shape": [2**40, 2, 2, 64, 8]}, "ATTRACE_MAX_STEPS"),
+        ("query_vector", {"data_type": "float64", "fill_value": "NaN"}, "expected data type float32, found float64"),
+        ("query_vector", {"data_type": "object"}, "metadata of array"),
+        ("query_vector", {"codecs": [{"name": "pickle", "configuration": {}}]}, "metadata of array"),
+        ("query_vector", {"codecs": []}, "query"),
+        ("query_vector", {"zarr_format": 9}, "query"),
+        ("query_vector", {"node_type": "group"}, "query"),
+        (
+            "query_vector",
             {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, 1, 2**20, 2**20, 8]}}},
             "ATTRACE_MAX_CHUNK_BYTES",
         ),
-        ("key", {"shape": [3, 1, 2, 16, 8]}, "expected shape"),
+        ("key_vector", {"shape": [3, 1, 2, 16, 8]}, "expected shape"),
         ("key_step", {"data_type": "float32", "fill_value": 0.0}, "expected data type int32"),
     ],
 )
@@ -76,7 +80,7 @@ def test_metadata_against_the_manifest(trace: Path, array: str, change: dict[str
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 200_000, b'{"node_type": 3}'])
-@pytest.mark.parametrize("place", [".", GROUP, f"{GROUP}/query", "step_done", "images/generated"])
+@pytest.mark.parametrize("place", [".", GROUP, f"{GROUP}/query_vector", "step_done", "images/generated"])
 def test_metadata_that_is_no_metadata(trace: Path, content: bytes, place: str) -> None:
     (trace / place / "zarr.json").write_bytes(content)
     if place == GROUP:  # zarr asks for the array itself
@@ -102,7 +106,7 @@ def test_metadata_of_members_that_is_none(trace: Path, tmp_path: Path, caplog: p
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [(f"{GROUP}/query", [2**50, 2, 2, 64, 8]), ("images/generated", [2**50, 8, 3]), ("more", [2**50])],
+    [(f"{GROUP}/query_vector", [2**50, 2, 2, 64, 8]), ("images/generated", [2**50, 8, 3]), ("more", [2**50])],
 )
 def test_what_is_packed_is_looked_at_first(trace: Path, tmp_path: Path, name: str, shape: list[int]) -> None:
     zarr.open_group(trace).create_array("more", data=np.zeros(3))
@@ -116,7 +120,7 @@ def test_a_packed_trace_that_is_damaged_is_not_packed_again(trace: Path, tmp_pat
     packed = pack(trace, tmp_path / "run.zip")
     content = bytearray(packed.read_bytes())
     with zipfile.ZipFile(packed) as archive:
-        content[archive.getinfo(f"{GROUP}/query/c/1/0/0/0/0").header_offset] ^= 1
+        content[archive.getinfo(f"{GROUP}/query_vector/c/1/0/0/0/0").header_offset] ^= 1
     packed.write_bytes(content)
     with pytest.raises(TraceFormatError, match="cannot be packed, it is damaged"):
         pack(packed, tmp_path / "again.zip")
@@ -167,7 +171,7 @@ def test_huge_attributes_are_not_read(trace: Path) -> None:
 
 
 def test_a_gap_where_everything_is_missing_is_no_error(trace: Path) -> None:
-    for file in (trace / GROUP / "query/c").rglob("*"):
+    for file in (trace / GROUP / "query_vector/c").rglob("*"):
         if file.is_file():
             file.unlink()
     open_trace(trace)
@@ -205,7 +209,7 @@ def test_links_and_devices_are_not_followed(trace: Path, tmp_path: Path, change:
     (tmp_path / "elsewhere").mkdir()
     outside = tmp_path / "elsewhere/secret"
     outside.write_bytes(b"secret")
-    change(trace / GROUP / "query/c/0/0/0/0/0", outside)
+    change(trace / GROUP / "query_vector/c/0/0/0/0/0", outside)
     with pytest.raises(TraceFormatError, match=r"link|leads nowhere|not a file"):
         read_all(trace)
 
@@ -275,11 +279,11 @@ def test_zip_that_is_cut_or_garbled(trace: Path, tmp_path: Path) -> None:
 def test_chunk_that_is_damaged_in_the_zip_is_named(trace: Path, tmp_path: Path) -> None:
     packed = pack(trace, tmp_path / "run.zip")
     with zipfile.ZipFile(packed) as archive:
-        at = archive.getinfo(f"{GROUP}/query/c/1/0/0/0/0").header_offset
+        at = archive.getinfo(f"{GROUP}/query_vector/c/1/0/0/0/0").header_offset
     content = bytearray(packed.read_bytes())
     content[at + 100] ^= 1
     packed.write_bytes(content)
-    with pytest.raises(TraceFormatError, match=r"chunk c/1/0/0/0/0 of array 'reference/64x16h2d8/query'"):
+    with pytest.raises(TraceFormatError, match=r"chunk c/1/0/0/0/0 of array 'reference/64x16h2d8/query_vector'"):
         read_all(packed)
 
 

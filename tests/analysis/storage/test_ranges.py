@@ -39,8 +39,8 @@ def test_opening_and_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert TAIL_BYTES < proxy.received < TAIL_BYTES + 4096  # with headers
         trace = open_trace(url)
         before = proxy.received
-        expected = open_trace(packed).stored.array(f"{one.group}/query")[3, 2]
-        np.testing.assert_array_equal(trace.stored.array(f"{one.group}/query")[3, 2], expected)
-        stored = (tmp_path / f"run.zarr/{one.group}/query/c/3/2/0/0/0").stat().st_size
+        expected = open_trace(packed).stored.array(f"{one.group}/query_vector")[3, 2]
+        np.testing.assert_array_equal(trace.stored.array(f"{one.group}/query_vector")[3, 2], expected)
+        stored = (tmp_path / f"run.zarr/{one.group}/query_vector/c/3/2/0/0/0").stat().st_size
         assert stored < proxy.received - before < stored + 2048
         assert proxy.statuses[4:] == [206]

@@ -62,7 +62,10 @@ def test_a_row_reads_its_chunks_only(folder: Path, served: Served) -> None:
     scores = _scores(open_trace(f"{served.address}/run.zip"))
     before, requests = served.sent, len(served.requests)
     np.testing.assert_array_equal(scores[3, 2, :, 17], local[3, 2, :, 17])
-    chunks = [folder / "run.zarr" / GROUP / name / f"c/{step}/2/0/0/0" for name, step in (("query", 3), ("key", 0))]
+    chunks = [
+        folder / "run.zarr" / GROUP / name / f"c/{step}/2/0/0/0"
+        for name, step in (("query_vector", 3), ("key_vector", 0))
+    ]
     stored = sum(path.stat().st_size for path in chunks)
     assert stored < served.sent - before < stored + 3 * 200  # key_step is small, and may be in the end of the file
     assert len(served.requests) - requests <= 3
@@ -148,22 +151,22 @@ def test_bytes_that_changed(packed: Path, name: str) -> None:
 def test_a_newer_major_version_is_refused_and_a_minor_one_read(packed: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(packed) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
-    for version in ("1.7", "2.0"):
+    for version in ("2.7", "3.0"):
         changed = tmp_path / f"{version}.zip"
         with zipfile.ZipFile(changed, "w") as archive:
             for name, content in entries.items():
-                archive.writestr(name, content.replace(b'"version": "1.0"', f'"version": "{version}"'.encode()))
+                archive.writestr(name, content.replace(b'"version": "2.0"', f'"version": "{version}"'.encode()))
         for name, content in entries.items():
             file = tmp_path / f"{version}.zarr" / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content.replace(b'"version": "1.0"', f'"version": "{version}"'.encode()))
+            file.write_bytes(content.replace(b'"version": "2.0"', f'"version": "{version}"'.encode()))
         with serving(tmp_path) as served:
             at_server = [f"{served.address}/{version}.{kind}" for kind in ("zip", "zarr")]
             here: list[str | Path] = [changed, tmp_path / f"{version}.zarr", _in_memory(changed.read_bytes())]
             for address in [*here, *at_server]:
-                if version == "1.7":
-                    assert open_trace(address).manifest.version == "1.7"
+                if version == "2.7":
+                    assert open_trace(address).manifest.version == "2.7"
                     assert verify(address).valid
                     continue
-                with pytest.raises(TraceVersionError, match=r"version 2\.0 .* reads up to 1\.0: upgrade attrace"):
+                with pytest.raises(TraceVersionError, match=r"version 3\.0 .* reads up to 2\.0: upgrade attrace"):
                     open_trace(address)

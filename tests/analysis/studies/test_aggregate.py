@@ -170,7 +170,7 @@ def test_a_part_that_was_cut_off_is_computed_again(
 def test_a_broken_trace_is_reported_and_stops_no_other(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "runs")
     (tmp_path / "runs/0.zarr/zarr.json").write_text("{")
-    chunk = tmp_path / "runs/1.zarr/reference/64x16h2d8/query/c/0/0/0/0/0"
+    chunk = tmp_path / "runs/1.zarr/reference/64x16h2d8/query_vector/c/0/0/0/0/0"
     chunk.write_bytes(b"broken" + chunk.read_bytes()[6:])
     made = aggregate(tmp_path / "runs", tmp_path / "parts", settings=SETTINGS)
     assert [Path(path).name for path in made.broken] == ["0.zarr", "1.zarr"]

@@ -123,7 +123,7 @@ def test_what_is_left_out_is_named(sets: Path, compared: Comparison, tmp_path: P
     assert list(compared.unpaired) == [str(sets / "a/alone.zarr")]
     shutil.copytree(sets, tmp_path / "sets")
     (tmp_path / "sets/b/1.zarr/zarr.json").write_text("{")
-    chunk = next((tmp_path / "sets/a/3.zarr/reference").rglob("query/c/0/0/*"))
+    chunk = next((tmp_path / "sets/a/3.zarr/reference").rglob("query_vector/c/0/0/*"))
     broken = max([chunk, *chunk.rglob("*")], key=lambda path: path.stat().st_size if path.is_file() else 0)
     broken.write_bytes(b"broken")
     made = compare(tmp_path / "sets/a", tmp_path / "sets/b", settings=SETTINGS)

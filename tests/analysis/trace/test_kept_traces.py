@@ -12,8 +12,9 @@ from support.published_rich import JOINT, MANIFEST, STEPS, TEXT, arrays, bfloat1
 from attrace.analysis import Trace, open_trace, sram, ulam, unpack
 from attrace.analysis.integrity.verify import verify
 from attrace.analysis.trace.derived import open_derived
+from attrace.schemas.layout import stored_name
 
-KEPT = Path(__file__).parents[2] / "data/rich-1.0.zip"
+DATA = Path(__file__).parents[2] / "data"
 
 R2G = [
     [0.066491885, 0.068167394, 0.069307064, 0.049422992],
@@ -27,14 +28,17 @@ TEXT_R2G = [
     [0.109043034, 0.095481271, 0.083606194, 0.073208030],
     [0.064103093, 0.056130544, 0.080797064, 0.082143841],
 ]
-CONTENT = "17045fc0dc2305b58deb9fb83f92e3f94a54086db4f42842cbe7c1c1e160b38e"
+CONTENT = {
+    1: "17045fc0dc2305b58deb9fb83f92e3f94a54086db4f42842cbe7c1c1e160b38e",
+    2: "ef4fe043c3ac891e6ee87beecd83ccd49fff4a7d20d76649b706f170e59d0e57",
+}
 
 
-@pytest.fixture(params=["kept", "now"])
+@pytest.fixture(params=["1.0", "2.0", "now"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The trace that is kept, or the same as this code writes it."""
-    if request.param == "kept":
-        return KEPT
+    if request.param != "now":
+        return DATA / f"rich-{request.param}.zip"
     write_rich(tmp_path / "now.zip")
     return tmp_path / "now.zip"
 
@@ -46,15 +50,15 @@ def _maps(trace: Trace) -> None:
 
 def test_it_is_as_it_was_written(path: Path) -> None:
     trace = open_trace(path)
-    finished = trace.manifest.finished
-    known = {"status": "interrupted", "steps": STEPS, "finished": finished, "classes": (JOINT, TEXT)}
-    assert trace.manifest == MANIFEST.replace(**known)
+    of_file = {"version": trace.manifest.version, "finished": trace.manifest.finished}
+    assert trace.manifest == MANIFEST.replace(status="interrupted", steps=STEPS, classes=(JOINT, TEXT), **of_file)
     assert (trace.steps, list(trace.timesteps)) == (STEPS, [1.0, 0.75, 0.5])
     for name, expected in arrays().items():
-        stored = trace.stored.array(name)
+        group, _, own = name.rpartition("/")
+        stored = trace.stored.array(f"{group}/{stored_name(own, trace.manifest.major)}")
         assert stored.dtype == expected.dtype, name
         np.testing.assert_array_equal(stored[:], expected[:STEPS], err_msg=name)
-    query = trace.stored.array(f"{JOINT.group}/query")[:]
+    query = trace.stored.array(f"{JOINT.group}/{stored_name('query_vector', trace.manifest.major)}")[:]
     np.testing.assert_array_equal(query, bfloat16(query))
 
 
@@ -85,4 +89,5 @@ def test_a_row_of_it_and_its_text(path: Path) -> None:
 
 def test_it_is_sound_and_its_content_is_known(path: Path) -> None:
     report = verify(path)
-    assert (report.issues, report.status, report.content_id) == ((), "interrupted", CONTENT)
+    assert (report.issues, report.status) == ((), "interrupted")
+    assert report.content_id == CONTENT[open_trace(path).manifest.major]

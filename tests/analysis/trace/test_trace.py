@@ -160,34 +160,34 @@ class TestRefusals:
     def test_a_newer_version(self, tmp_path: Path) -> None:
         path = make_trace(tmp_path / "run.zarr").path
         document = json.loads((path / "zarr.json").read_text())
-        document["attributes"]["attrace"]["version"] = "2.0"
+        document["attributes"]["attrace"]["version"] = "3.0"
         (path / "zarr.json").write_text(json.dumps(document))
-        with pytest.raises(TraceVersionError, match=r"version 2\.0"):
+        with pytest.raises(TraceVersionError, match=r"version 3\.0"):
             open_trace(path)
 
     def test_an_array_that_is_missing(self, tmp_path: Path) -> None:
         path = make_trace(tmp_path / "run.zarr", status=None).path
-        (path / "reference/64x16h2d8/query/zarr.json").unlink()
-        with pytest.raises(TraceFormatError, match="lacks the array 'reference/64x16h2d8/query'"):
+        (path / "reference/64x16h2d8/query_vector/zarr.json").unlink()
+        with pytest.raises(TraceFormatError, match="lacks the array 'reference/64x16h2d8/query_vector'"):
             _ = open_trace(path).scores
 
     @pytest.mark.parametrize("damage", ["flip", "cut"])
     def test_a_broken_chunk_is_named(self, tmp_path: Path, damage: str) -> None:
         path = make_trace(tmp_path / "run.zarr").path
-        chunk = path / "reference/64x16h2d8/query/c/2/1/0/0/0"
+        chunk = path / "reference/64x16h2d8/query_vector/c/2/1/0/0/0"
         content = bytearray(chunk.read_bytes())
         content[len(content) // 2] ^= 1
         chunk.write_bytes(content if damage == "flip" else content[: len(content) // 2])
         scores = scores_of(open_trace(path), "reference/64x16h2d8")
         np.testing.assert_array_equal(scores[:2].shape, (2, 2, 2, 64, 16))
         scores[:2].compute()
-        with pytest.raises(TraceFormatError, match=r"chunk c/2/1/0/0/0 of array 'reference/64x16h2d8/query'"):
+        with pytest.raises(TraceFormatError, match=r"chunk c/2/1/0/0/0 of array 'reference/64x16h2d8/query_vector'"):
             scores.compute()
 
     def test_the_broken_chunk_is_found_among_several(self, tmp_path: Path) -> None:
         path = make_trace(tmp_path / "run.zarr").path
-        (path / "reference/64x16h2d8/query/c/1/0/0/0/0").write_bytes(b"?")
-        stored = open_trace(path).stored.array("reference/64x16h2d8/query")
+        (path / "reference/64x16h2d8/query_vector/c/1/0/0/0/0").write_bytes(b"?")
+        stored = open_trace(path).stored.array("reference/64x16h2d8/query_vector")
         for selection in ((slice(0, 3), 0), (..., slice(None)), slice(None)):
             with pytest.raises(TraceFormatError, match="chunk c/1/0/0/0/0 "):
                 stored[selection]
@@ -255,9 +255,9 @@ class TestScores:
             values = part.values
         np.testing.assert_allclose(values, made.scores[FACTORS.group][2, 1, 1, 5:9], rtol=1e-4, atol=1e-5)
         assert sorted(key.removeprefix(FACTORS.group) for key in read) == [
-            "/key/c/0/1/0/0/0",  # the key did not change: it is stored once
             "/key_step/c/0/0",
-            "/query/c/2/1/0/0/0",
+            "/key_vector/c/0/1/0/0/0",  # the key did not change: it is stored once
+            "/query_vector/c/2/1/0/0/0",
         ]
 
     def test_gaps_bias_and_float64(self, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_metadata_are_coordinates(traces: Traces) -> None:
 
 def test_nothing_is_read_until_asked(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "a.zarr", tmp_path / "a.zarr")
-    shutil.rmtree(tmp_path / "a.zarr/reference/64x16h2d8/query/c")
+    shutil.rmtree(tmp_path / "a.zarr/reference/64x16h2d8/query_vector/c")
     heat = llam(open_traces(tmp_path))
     shutil.rmtree(tmp_path / "a.zarr")
     shutil.copytree(folder / "a.zarr", tmp_path / "a.zarr")

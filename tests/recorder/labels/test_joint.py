@@ -75,8 +75,8 @@ def compare_with_model(
 def stored_scores(path: Path, one: SiteClass, step: int, layer: int) -> NDArray[np.float64]:
     if one.encoding == "scores":
         return np.asarray(read_array(path, f"{one.group}/scores")[step, layer], np.float64)
-    query = read_array(path, f"{one.group}/query")[step, layer].astype(np.float64)
-    key = read_array(path, f"{one.group}/key")[step, layer].astype(np.float64)
+    query = read_array(path, f"{one.group}/query_vector")[step, layer].astype(np.float64)
+    key = read_array(path, f"{one.group}/key_vector")[step, layer].astype(np.float64)
     scores: NDArray[np.float64] = one.scale * query @ key.swapaxes(-1, -2)
     return scores + read_array(path, f"{one.group}/bias")[step, layer] if one.has_bias else scores
 

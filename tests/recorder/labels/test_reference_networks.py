@@ -79,7 +79,9 @@ def references(path: Path) -> Iterator[tuple[Any, int, str]]:
 def scores_of(path: Path, one: Any, layer: int) -> NDArray[np.float64]:
     if one.encoding == "scores":
         return np.asarray(read_array(path, f"{one.group}/scores")[0, layer], np.float64)
-    query, key = (read_array(path, f"{one.group}/{name}")[0, layer].astype(np.float64) for name in ("query", "key"))
+    query, key = (
+        read_array(path, f"{one.group}/{name}")[0, layer].astype(np.float64) for name in ("query_vector", "key_vector")
+    )
     scores: NDArray[np.float64] = one.scale * query @ key.swapaxes(-1, -2)
     return scores
 

@@ -208,7 +208,7 @@ class TestKeys:
         for one in read_manifest(tmp_path / "run.zarr").classes:
             steps = read_array(tmp_path / "run.zarr", f"{one.group}/key_step")
             np.testing.assert_array_equal(steps, np.zeros((3, len(one.sites)), np.int32))
-            keys = read_array(tmp_path / "run.zarr", f"{one.group}/key")
+            keys = read_array(tmp_path / "run.zarr", f"{one.group}/key_vector")
             assert np.isfinite(keys[0]).all()
             assert np.isnan(keys[1:]).all()
         done = recording.statistics

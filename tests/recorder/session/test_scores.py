@@ -120,7 +120,7 @@ def test_bfloat16_is_stored_exactly(tmp_path: Path) -> None:
     with record(pipeline, tmp_path / "run.zarr", layers=path, encoding="factors", steps=[1]):
         pipeline("a cat", num_inference_steps=2, height=16, width=16, generator=models.noise())
     handle.remove()
-    stored = read_array(tmp_path / "run.zarr", "text/64x16h2d8/query")
+    stored = read_array(tmp_path / "run.zarr", "text/64x16h2d8/query_vector")
     assert stored.dtype == np.float32
     truth = queries[1][1].float().unflatten(-1, (2, 8)).transpose(0, 1)
     np.testing.assert_array_equal(stored[0, 0], truth.numpy())

@@ -250,7 +250,7 @@ def test_a_crash_while_closing_costs_no_finished_step(
     store.add_classes((one,))
     for step in range(3):
         for layer in range(2):
-            for name, tokens in (("query", 64), ("key", 16)):
+            for name, tokens in (("query_vector", 64), ("key_vector", 16)):
                 values = np.full((2, tokens, 8), step, np.float32)
                 store.write(one.group, name, step=step, layer=layer, values=values)
             store.write(one.group, "key_step", step=step, layer=layer, values=np.int32(step))

@@ -70,11 +70,11 @@ def test_bfloat16_takes_less_than_its_two_bytes_and_loses_nothing(tmp_path: Path
         path = tmp_path / codec
         store = new_store(path, codec=codec)
         store.add_classes((one,))
-        store.write(one.group, "query", step=0, layer=0, values=query)
+        store.write(one.group, "query_vector", step=0, layer=0, values=query)
         store.finish_step(0, call=0, timestep=0)
         store.close("complete")
-        sizes[codec] = (path / one.group / "query/c/0/0/0/0/0").stat().st_size / query.size
-        stored = read_array(path, f"{one.group}/query")[0, 0]
+        sizes[codec] = (path / one.group / "query_vector/c/0/0/0/0/0").stat().st_size / query.size
+        stored = read_array(path, f"{one.group}/query_vector")[0, 0]
         np.testing.assert_array_equal(stored.view(np.uint32), query.view(np.uint32))
     assert sizes["auto"] < 1.4 < 1.9 < sizes["zstd"]
 
@@ -101,18 +101,18 @@ def test_closing_cuts_to_the_finished_steps(tmp_path: Path) -> None:
     one = site_class()
     store.add_classes((one,))
     for step in range(3):
-        store.write(one.group, "query", step=step, layer=0, values=np.full((2, 64, 8), step, np.float32))
+        store.write(one.group, "query_vector", step=step, layer=0, values=np.full((2, 64, 8), step, np.float32))
         if step < 2:
             store.finish_step(step, call=step, timestep=0)
     store.close("interrupted")
     manifest = read_manifest(tmp_path / "run.zarr")
     assert (manifest.steps, manifest.status) == (2, "interrupted")
     assert manifest.finished is not None
-    query = read_array(tmp_path / "run.zarr", f"{one.group}/query")
+    query = read_array(tmp_path / "run.zarr", f"{one.group}/query_vector")
     assert query.shape == (2, 2, 2, 64, 8)
     assert query[1, 0].max() == 1
     assert np.isnan(query[:, 1]).all()
-    chunks = tmp_path / "run.zarr" / one.group / "query/c"
+    chunks = tmp_path / "run.zarr" / one.group / "query_vector/c"
     assert sorted(path.name for path in chunks.iterdir()) == ["0", "1"]
     assert len([path for path in chunks.rglob("*") if path.is_file()]) == 2
     assert zarr.open_group(tmp_path / "run.zarr", mode="r").metadata.consolidated_metadata is not None
