@@ -37,6 +37,7 @@ def info(trace: str, with_layers: bool, as_json: bool) -> None:
     _print_classes(opened, sizes)
     if with_layers:
         _print_layers(opened)
+        _print_left_out(opened)
 
 
 def _as_json(trace: Trace, sizes: dict[str, int] | None) -> dict[str, Any]:
@@ -92,6 +93,21 @@ def _print_layers(trace: Trace) -> None:
     rows += [[str(site.order), labels[site.path], site.path, site.module, group] for site, group in found]
     click.echo()
     print_table(rows, right=(0,))
+
+
+def _print_left_out(trace: Trace) -> None:
+    """What the recording left out, and why; traces of earlier recorders do not tell."""
+    left_out = trace.manifest.capture.get("left_out")
+    if not isinstance(left_out, dict) or not left_out:
+        return
+    rows = [["not recorded", "why"]]
+    rows += [[str(path), reason] for reason, paths in left_out.items() for path in _items(paths)]
+    click.echo()
+    print_table(rows)
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _grid(count: int, grid: tuple[int, int] | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from attrace.recorder.capture import dispatch
 from attrace.recorder.capture.kernel_sums import KernelSums, TrustedSums
-from attrace.recorder.capture.projections import Deliver, ModuleHooks, Projections
+from attrace.recorder.capture.projections import Deliver, ModuleHooks, Projections, is_beginning
 from attrace.recorder.capture.sites import Candidate
 from attrace.schemas import CaptureError
 
@@ -89,17 +90,45 @@ class _ProjectionInputs:
     """What the projections of the module that runs were called with."""
 
     def __init__(self) -> None:
-        self._by_module: dict[nn.Module, Any] = {}
+        self._by_module: dict[nn.Module, list[Any]] = {}
+        self._are_same: dict[Candidate, bool] = {}
+        """As the first call was: to look at values makes the model wait for the device."""
 
     def note(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._by_module[module] = args[0] if args else None
+        self._by_module.setdefault(module, []).append(args[0] if args else None)
 
     def are_same(self, candidate: Candidate) -> bool:
-        query = self._by_module.get(candidate.query_projection)
-        return query is not None and query is self._by_module.get(candidate.key_projection)
+        """Whether the keys, or the first of them, are made of what the queries are made of."""
+        if candidate not in self._are_same:
+            queries = self._by_module.get(candidate.query_projection, [None])
+            keys = self._by_module.get(candidate.key_projection, [None])
+            self._are_same[candidate] = is_beginning(queries[-1], keys[0])
+        return self._are_same[candidate]
+
+    def called(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those whose attention is computed: an adapter that is switched off (a scale of 0) projects no keys."""
+        return [one for one in candidates if one.place == 0 or one.key_projection in self._by_module]
 
     def clear(self) -> None:
         self._by_module.clear()
+
+
+def projections_of_call(
+    query: Tensor, key: Tensor, mask: Tensor | None, heads: int, *, is_causal: bool, scale: float | None
+) -> Projections:
+    """The arguments of an attention call, (row, head, token, feature) or with the heads folded into the rows."""
+    if query.ndim == 3:
+        query, key = (one.unflatten(0, (-1, heads)) for one in (query, key))
+        mask = None if mask is None else mask.unflatten(0, (-1, heads))
+    if key.shape[1] != query.shape[1]:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    if is_causal:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    elif mask is not None and mask.ndim == 2 and mask.shape == (key.shape[0], key.shape[2]):
+        mask = mask[:, None, None]  # as diffusers' dispatcher takes it
+    if mask is not None:
+        mask = mask[(None,) * (4 - mask.ndim)]
+    return Projections(query, key, query.shape[-1] ** -0.5 if scale is None else scale, mask, is_self=False)
 
 
 class _WatchAttention(TorchFunctionMode):
@@ -112,10 +141,7 @@ class _WatchAttention(TorchFunctionMode):
         self, candidates: Sequence[Candidate], inputs: _ProjectionInputs, sums: TrustedSums, deliver: Deliver
     ) -> None:
         super().__init__()
-        self._candidates = {one.place: one for one in candidates}
-        self._known_calls = candidates[0].calls
-        self._path = candidates[0].path
-        self._heads = candidates[0].heads
+        self._candidates = sorted(candidates, key=lambda one: one.place)
         self._inputs, self._sums = inputs, sums
         self._deliver = deliver
         self._calls = 0
@@ -178,9 +204,6 @@ class _WatchAttention(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,  # noqa: ARG002
     ) -> None:
-        if query.ndim == 3:  # heads folded into the rows
-            query, key = (one.unflatten(0, (-1, self._heads)) for one in (query, key))
-            attn_mask = None if attn_mask is None else attn_mask.unflatten(0, (-1, self._heads))
         self._take(query, key, attn_mask, is_causal=is_causal, scale=scale)
 
     def take_dispatched(
@@ -193,28 +216,18 @@ class _WatchAttention(TorchFunctionMode):
         scale: float | None,
     ) -> None:
         """Take a call of diffusers' dispatcher, whose tensors are (row, token, head, feature)."""
-        if mask is not None and mask.ndim == 2 and mask.shape == (key.shape[0], key.shape[1]):
-            mask = mask[:, None, None]
         self._take(query.transpose(1, 2), key.transpose(1, 2), mask, is_causal=is_causal, scale=scale)
 
     def _take(self, query: Tensor, key: Tensor, mask: Tensor | None, *, is_causal: bool, scale: float | None) -> None:
-        if self._calls >= self._known_calls:
-            raise CaptureError(
-                f"{self._path} makes more attention calls than are known of it: pass capture='hooks', or leave it out "
-                "with layers="
-            )
-        candidate = self._candidates.get(self._calls)
+        candidates = self._inputs.called(self._candidates)
+        if self._calls >= len(candidates):
+            path = self._candidates[0].path
+            raise CaptureError(f"{path} makes more attention calls than are known of it: leave it out with layers=")
+        candidate = candidates[self._calls]
         self._calls += 1
-        if candidate is None:
-            return  # not selected
-        if key.shape[1] != query.shape[1]:
-            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        if is_causal:
-            mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-        if mask is not None:
-            mask = mask[(None,) * (4 - mask.ndim)]
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        projections = Projections(query, key, scale, mask, is_self=self._inputs.are_same(candidate))
+        heads = candidate.heads
+        projections = projections_of_call(query, key, mask, heads, is_causal=is_causal, scale=scale)
+        projections = replace(projections, is_self=self._inputs.are_same(candidate))
         if candidate.joint:
             self._waiting = candidate, projections
         else:

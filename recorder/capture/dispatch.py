@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any, Protocol
 
@@ -35,6 +36,8 @@ class _Running(threading.local):
 
     def __init__(self) -> None:
         self.watchers: list[DispatchWatcher] = []
+        self.censuses: list[DispatchWatcher] = []
+        """See every call, beside the module's own watcher, in the first step of their denoisers."""
 
 
 running = _Running()
@@ -85,22 +88,29 @@ def _watched(backend: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(backend)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not running.watchers:
+        if not running.watchers and not running.censuses:
             return backend(*args, **kwargs)
-        watcher = running.watchers[-1]
         given = signature.bind(*args, **kwargs).arguments
-        _refuse_unseen(given)
-        watcher.take_dispatched(
-            given["query"],
-            given["key"],
-            given.get("attn_mask"),
-            is_causal=bool(given.get("is_causal")),
-            scale=given.get("scale"),
-        )
-        with watcher.computing():
+        with ExitStack() as computing:
+            for census in running.censuses:
+                _hand_over(census, given, computing)
+            if running.watchers:
+                _refuse_unseen(given)
+                _hand_over(running.watchers[-1], given, computing)
             return backend(*args, **kwargs)
 
     return call
+
+
+def _hand_over(watcher: DispatchWatcher, given: dict[str, Any], computing: ExitStack) -> None:
+    watcher.take_dispatched(
+        given["query"],
+        given["key"],
+        given.get("attn_mask"),
+        is_causal=bool(given.get("is_causal")),
+        scale=given.get("scale"),
+    )
+    computing.enter_context(watcher.computing())
 
 
 def _refuse_unseen(given: dict[str, Any]) -> None:

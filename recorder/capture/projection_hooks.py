@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from attrace.recorder.capture.projections import Deliver, ModuleHooks, Projections
+from attrace.recorder.capture.projections import Deliver, ModuleHooks, Projections, is_beginning
 from attrace.recorder.capture.sites import Candidate
 from attrace.schemas import CaptureError
 
@@ -98,7 +98,7 @@ class _ProjectionPair:
             self._query, self._key = (None, self._key) if query_call < key_call else (self._query, None)
             return
         self._query = self._key = None
-        self._deliver(self._candidate, self._projections(query, key, query_input is key_input))
+        self._deliver(self._candidate, self._projections(query, key, is_beginning(query_input, key_input)))
 
     def _projections(self, query: Tensor, key: Tensor, is_self: bool) -> Projections:
         path, heads = self._candidate.path, self._candidate.heads

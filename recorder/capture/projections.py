@@ -24,7 +24,7 @@ class Projections:
     mask: Tensor | None
     """Broadcasts to (row, head, query, key): bool, True where a key may be attended to, or added to s."""
     is_self: bool
-    """The keys are made from the very tensor that the queries are made from."""
+    """The keys, or the first of them, are made from what the queries are made from."""
     lse: Tensor | None = None
     """(row, head, query): log of the sum of exp(s) over all keys that the model saw, where these are some of them."""
     kernel_lse: Tensor | None = None
@@ -46,6 +46,18 @@ class Projections:
         """Some of the keys, with the log-sum-exp over all of them."""
         mask = self.mask if self.mask is None or self.mask.shape[3] == 1 else self.mask[..., keys]
         return replace(self, key=self.key[:, :, keys], mask=mask, lse=lse, kernel_lse=None)
+
+
+def is_beginning(queries: object, keys: object) -> bool:
+    """Whether keys are made of the very tensor that queries are made of, or of one that begins with it."""
+    if queries is keys:
+        return queries is not None
+    if not isinstance(queries, Tensor) or not isinstance(keys, Tensor) or queries.ndim != 3 or keys.ndim != 3:
+        return False
+    tokens = queries.shape[1]
+    if keys.shape[1] <= tokens or keys.shape[::2] != queries.shape[::2]:
+        return False
+    return bool((keys[:, :tokens] == queries).all())
 
 
 Deliver = Callable[[Candidate, Projections], None]

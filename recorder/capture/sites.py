@@ -35,8 +35,6 @@ class Candidate:
     """Number of heads."""
     place: int = 0
     """Which attention call of the module's forward this is, counted from 0."""
-    calls: int = 1
-    """Attention calls that the module's forward makes."""
     context: Context | None = None
     """What the keys are, where the structure alone tells it."""
     joint: bool = False
@@ -175,15 +173,16 @@ def _candidates(path: str, module: nn.Module, *, joint: bool) -> Iterator[Candid
     assert projections is not None
     query, key = projections
     heads: int = module.heads  # type: ignore[assignment]
+    yield Candidate(path, module, query, key, heads, joint=joint)
     adapters = getattr(getattr(module, "processor", None), "to_k_ip", None)
-    added = list(adapters) if isinstance(adapters, nn.ModuleList) else []
-    calls = 1 + len(added)
-    yield Candidate(path, module, query, key, heads, calls=calls, joint=joint)
-    for number, added_key in enumerate(added):
-        label = f"{path}.processor.to_k_ip.{number}"
-        yield Candidate(
-            label, module, query, added_key, heads, place=1 + number, calls=calls, context="image-prompt", joint=joint
-        )
+    label = f"{path}.processor.to_k_ip"
+    added: list[tuple[str, nn.Module]] = []
+    if isinstance(adapters, nn.ModuleList):
+        added = [(f"{label}.{number}", one) for number, one in enumerate(adapters)]
+    elif isinstance(adapters, nn.Module):  # the first IP-Adapter code has one projection
+        added = [(label, adapters)]
+    for place, (label, key) in enumerate(added, start=1):
+        yield Candidate(label, module, query, key, heads, place=place, context="image-prompt", joint=joint)
 
 
 def _is_fused(module: nn.Module) -> bool:
@@ -237,8 +236,14 @@ class QueryGrids:
         self._pictures.clear()
 
     def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.ndim == 4]
+        named = [one for name, one in kwargs.items() if "mask" not in name]
+        given = [one for one in (*args, *named) if isinstance(one, Tensor) and one.ndim == 4 and not _is_mask(one)]
         self._pictures[module] = [(one.shape[2], one.shape[3]) for one in given]
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether a 4-D tensor is an attention mask: boolean, or (row, 1, 1, key)."""
+    return not tensor.is_floating_point() or tensor.shape[1] == tensor.shape[2] == 1
 
 
 def _ancestors(candidate: Candidate, modules: Mapping[str, nn.Module]) -> tuple[nn.Module, ...]:

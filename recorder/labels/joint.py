@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attrace.recorder.capture.projections import Projections
 from attrace.recorder.capture.scores import row_log_sum_exp
 from attrace.recorder.labels.keys import Grid, KeyLabels
-from attrace.recorder.labels.profile import TokenOrder
+from attrace.recorder.labels.profile import Generates, TokenOrder
 from attrace.schemas import CaptureError, Context, InputError, KeyKind, KeySegment
 
 _PICTURES = ("img_ids", "img_shapes", "hidden_states")
@@ -138,13 +138,18 @@ class LayoutReader:
         Side of the patches that the denoiser makes of its picture.
     order
         Order of text and pictures.
+    generates
+        Which of the pictures are generated.
     text_grid
         Rows and columns of a reference whose tokens end the text (Flux Redux), if the user gave them.
     """
 
-    def __init__(self, patch_size: int, order: TokenOrder, text_grid: Grid | None = None) -> None:
+    def __init__(
+        self, patch_size: int, order: TokenOrder, text_grid: Grid | None = None, *, generates: Generates = "first"
+    ) -> None:
         self._patch_size = patch_size
         self._order = order
+        self._generates = generates
         self._text_grid = text_grid
         self._known: dict[object, tuple[Segment, ...]] = {}
 
@@ -163,12 +168,15 @@ class LayoutReader:
         places, shapes, hidden = (arguments.get(name) for name in _PICTURES)
         if isinstance(places, Tensor):
             places = places[0] if places.ndim == 3 else places
-            if places.shape not in self._known:
-                self._known[places.shape] = _pictures_by_place(places)
-            return self._known[places.shape]
+            # where references are given apart, what is left is the generated picture
+            own = hidden.shape[1] if isinstance(hidden, Tensor) and hidden.ndim == 3 else len(places)
+            if (places.shape, own) not in self._known:
+                self._known[places.shape, own] = _pictures_by_place(places, own)
+            return self._known[places.shape, own]
         if shapes:
             first = shapes[0] if isinstance(shapes[0], list) else shapes
-            return _pictures_by_grid([(frames * rows, columns) for frames, rows, columns in first])
+            grids = [(frames * rows, columns) for frames, rows, columns in first]
+            return _layers_by_grid(grids) if self._generates == "all-but-last" else _pictures_by_grid(grids)
         if isinstance(hidden, Tensor) and hidden.ndim == 4:
             return _pictures_by_grid([(hidden.shape[2] // self._patch_size, hidden.shape[3] // self._patch_size)])
         return None
@@ -189,7 +197,9 @@ class LayoutReader:
         return Segment("text", count - patches), Segment("reference", patches, grid, guess)
 
 
-def joined_layout(queries: int, keys: int, own: Grid | None, joined: Grid | None = None) -> TokenLayout | None:
+def joined_layout(
+    queries: int, keys: int, own: Grid | None, joined: Grid | None = None, *, guess: str | None = None
+) -> TokenLayout | None:
     """The layout of self-attention that a reference network joined keys to; None where nothing is joined.
 
     The picture's own keys come first. Its queries may have been joined likewise (IDM-VTON, Leffa): they are left out.
@@ -202,6 +212,8 @@ def joined_layout(queries: int, keys: int, own: Grid | None, joined: Grid | None
         Rows and columns of the picture itself, if they are known.
     joined
         Those of the reference, if the user gave them; by default one or more pictures like the picture itself.
+    guess
+        Why this may be wrong; None where the profile says it.
     """
     count = queries if own is None else math.prod(own)
     if count >= keys or queries not in (count, keys):
@@ -213,7 +225,7 @@ def joined_layout(queries: int, keys: int, own: Grid | None, joined: Grid | None
         shape = "no grid" if square is None else f"{square[0]} x {square[1]} patches"
         parts = [Segment("reference", rest, square, f"took {rest} joined keys for {shape} (pass key_grid=)")]
     else:
-        parts = [Segment("reference", math.prod(grid), grid)] * (rest // math.prod(grid))
+        parts = [Segment("reference", math.prod(grid), grid, guess)] * (rest // math.prod(grid))
     return TokenLayout((Segment("self", count, own), *parts))
 
 
@@ -227,18 +239,46 @@ def _pictures_by_grid(grids: list[Grid]) -> tuple[Segment, ...]:
     return tuple(Segment(context, math.prod(grid), grid) for context, grid in zip(contexts, grids, strict=True))
 
 
-def _pictures_by_place(places: Tensor) -> tuple[Segment, ...]:
-    """Pictures from (token, 3 or more): number of the picture, row, column."""
+def _layers_by_grid(grids: list[Grid]) -> tuple[Segment, ...]:
+    """Layers of one picture that are generated together, one below the other, and the picture they are made from."""
+    *layers, (rows, columns) = grids
+    if len(set(layers)) != 1:
+        return tuple(Segment("self", math.prod(grid), None, "the generated layers differ in size") for grid in layers)
+    own = (len(layers) * layers[0][0], layers[0][1])
+    return Segment("self", math.prod(own), own), Segment("reference", rows * columns, (rows, columns))
+
+
+def _pictures_by_place(places: Tensor, own: int) -> tuple[Segment, ...]:
+    """Pictures from (token, 3 or more): number of the picture, row, column. The first ends after `own` tokens at most.
+
+    Where the number does not change (EasyControl, DreamO), a gap in rows or columns or a repeat begins a new picture.
+    """
     listed = [tuple(map(float, one[:3])) for one in places.tolist()]
+    starts = [token for token in range(len(listed)) if token in (0, own) or listed[token][0] != listed[token - 1][0]]
     segments: list[Segment] = []
-    start = 0
-    for end in range(1, len(listed) + 1):
-        if end == len(listed) or listed[end][0] != listed[start][0]:
-            context: Context = "reference" if segments else "self"
-            grid, guess = _grid_of_places([one[1:] for one in listed[start:end]])
-            segments.append(Segment(context, end - start, grid, guess))
-            start = end
+    for start, end in zip(starts, [*starts[1:], len(listed)], strict=True):
+        for part in _pictures_of_one_number([one[1:] for one in listed[start:end]]):
+            grid, guess = _grid_of_places(part)
+            segments.append(Segment("reference" if segments else "self", len(part), grid, guess))
     return tuple(segments)
+
+
+def _pictures_of_one_number(places: list[tuple[float, ...]]) -> list[list[tuple[float, ...]]]:
+    """Rows and columns, apart where a token lies neither beside the one before it nor at the start of the next row."""
+    starts = [0]
+    step: list[float | None] = [None, None]
+    """Between rows, and between columns, of the picture that the last start began."""
+    for token in range(1, len(places)):
+        (row, column), (last_row, last_column), first = places[token], places[token - 1], places[starts[-1]]
+        axis, moved = (1, column - last_column) if row == last_row else (0, row - last_row)
+        step[axis] = step[axis] or moved
+        if moved <= 0 or moved != step[axis] or (axis == 0 and column != first[1]):
+            starts.append(token)
+            step = [None, None]
+    parts = [places[start:end] for start, end in zip(starts, [*starts[1:], len(places)], strict=True)]
+    # pictures have rows and columns; places in some other order have neither
+    whole = all(len({one[axis] for one in part}) > 1 for part in parts for axis in (0, 1))
+    return parts if whole else [places]
 
 
 def _grid_of_places(places: list[tuple[float, ...]]) -> tuple[Grid | None, str | None]:

@@ -30,6 +30,9 @@ another picture in place of its own; or patches if their number allows it, noted
 TokenOrder = Literal["text-first", "image-first"]
 """Order of the tokens of joint attention: text before the pictures, or after them. Pictures: generated, references."""
 
+Generates = Literal["first", "all-but-last"]
+"""Which of the pictures among the tokens of joint attention are generated, where not the first alone."""
+
 JOINED_RULES: Final = ("joined", "replaced")
 """Of self-attention whose keys come, in part or all, from another picture."""
 
@@ -71,6 +74,8 @@ class Profile:
     """Attribute of the pipeline that holds the denoiser, perhaps with dots; None for its `unet` or `transformer`."""
     joint: TokenOrder | None = None
     """Order of the tokens where the denoiser attends jointly to text and pictures; `contexts` is of no use there."""
+    generates: Generates = "first"
+    """Which pictures of joint attention are generated; the others are references."""
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2")
     """Attributes of the pipeline that hold the tokenizers of its prompts. The text is that of the first that there is;
     of joint attention that of each, one after the other."""

@@ -30,8 +30,10 @@ class FirstStep:
         """Each in every kept branch."""
         self.parts: list[dict[str, HostCopy]] = []
         """The values of each of the sites, by array name."""
-        self.left_out: dict[nn.Module, None] = {}
-        """Modules that are not recorded: they attend to the picture's own features, or to no context that is wanted."""
+        self.left_out: dict[str, list[str]] = {}
+        """Sites of which something is not recorded, or nothing, by the reason."""
+        self.modules_left_out: dict[nn.Module, None] = {}
+        """Modules of which nothing is recorded, though layers= chose them."""
         self._options = options
         self._copy = HostCopier()
         self._order: dict[str, int] = {}
@@ -58,8 +60,14 @@ class FirstStep:
             what = f"{len(self.sites)} sites of the first step alone take"
             raise over_limit(what, self._nbytes, limit, "fewer layers= or contexts")
 
+    def leave_out(self, path: str, reason: str) -> None:
+        """Note that something of a site is not recorded."""
+        paths = self.left_out.setdefault(reason, [])
+        if path not in paths:
+            paths.append(path)
+
     def check_seen(self, candidates: Collection[Candidate]) -> None:
-        """Refuse to go on where attention was not seen that should have been.
+        """Note what was not called, and refuse to go on where attention was not seen that should have been.
 
         Raises
         ------
@@ -67,12 +75,14 @@ class FirstStep:
             If a module was not seen to attend (unless gaps are allowed), or there is nothing to record.
         """
         seen = {site.path for site in self.sites}
-        unseen = [
-            one.path
-            for one in candidates
+        unseen = []
+        for one in candidates:
+            if one.path in seen or one.module in self.modules_left_out:
+                continue
             # an added call (IP-Adapter) is left out by its processor where its scale is 0
-            if one.path not in seen and one.module not in self.left_out and one.place == 0
-        ]
+            self.leave_out(one.path, "not called in the first recorded step")
+            if one.place == 0:
+                unseen.append(one.path)
         if unseen and not self._options.allow_gaps:
             raise CaptureError(
                 f"{len(unseen)} of {len(candidates)} attention modules were not seen to attend: {shorten(unseen)}. "
@@ -81,8 +91,9 @@ class FirstStep:
             )
         if not seen:
             raise CaptureError(
-                f"all of the {len(self.left_out)} attention modules have the picture's own features as keys, or "
-                "none of the contexts that context= asks for: pass self_attention=True to record the former"
+                f"all of the {len(self.modules_left_out)} attention modules have the picture's own features as keys, "
+                "or none of the contexts that context= asks for: pass self_attention=True to record the former, or, if "
+                "text and picture share one self-attention, profile= with joint='text-first' or 'image-first'"
             )
 
     def guesses(self, others: Iterable[str | None]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from attrace.recorder.capture.methods import CaptureName
 from attrace.recorder.labels.keys import Grid
 from attrace.recorder.labels.profile import Profile
 from attrace.recorder.session.select import StepSelection
@@ -22,6 +23,7 @@ class RunOptions:
     samples: int
     steps: StepSelection
     encoding: EncodingChoice = "auto"
+    capture: CaptureName = "auto"
     guidance: tuple[str, ...] | None = None
     branch: str | tuple[str, ...] = "conditional"
     contexts: tuple[Context, ...] | None = None

@@ -182,7 +182,8 @@ def record(
     if any(one.joint for one in found):
         refuse_unknown_layout(denoiser)
         profile = profile if profile.joint else guess_joint(profile, model)
-    candidates = tuple(_mark_joined(one, profile) for one in select_candidates(found, patterns))
+    found = tuple(_mark_joined(one, profile) for one in found)
+    candidates = select_candidates(found, patterns)
     refuse_hidden(denoiser, candidates)
     methods = choose_methods(candidates, _one_of("capture", capture, ("auto", "hooks", "attention")))
     options = RunOptions(
@@ -190,6 +191,7 @@ def record(
         samples=len(paths),
         steps=select_steps(steps),
         encoding=_one_of("encoding", encoding, ("auto", "scores", "factors")),
+        capture=capture,
         guidance=None if guidance is None else tuple(guidance),
         branch=branch if isinstance(branch, str) else tuple(branch),
         contexts=contexts,
@@ -213,7 +215,7 @@ def record(
         **terms_of_use(licence, citation),
     }
     output = Output(paths, _one_of("codec", codec, ("auto", "zstd", "none")), queue_bytes, strict, overwrite)
-    return Recording(model, denoiser, {one: methods[one.path] for one in candidates}, options, output, images, manifest)
+    return Recording(model, denoiser, found, methods, options, output, images, manifest)
 
 
 def _paths(path: TracePath | Sequence[TracePath]) -> tuple[Path, ...]:
@@ -247,9 +249,10 @@ def _resolve_profile(model: Any, profile: Profile | TracePath | None, contexts: 
 
 
 def _mark_joined(candidate: Candidate, profile: Profile) -> Candidate:
-    """A candidate whose keys come from elsewhere too, by what the profile says, is seen only at the attention call."""
+    """A candidate whose keys are of several kinds, by what the profile says, is seen only at the attention call."""
     rule = profile.rule_of(candidate.path)
-    return replace(candidate, joint=True) if rule is not None and rule.keys in JOINED_RULES else candidate
+    is_joint = profile.joint is not None or (rule is not None and rule.keys in JOINED_RULES)
+    return replace(candidate, joint=True) if is_joint else candidate
 
 
 def _one_of(name: str, value: Choice, choices: tuple[str, ...]) -> Choice:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -41,6 +41,8 @@ class Statistics:
     """What was expected after the first step."""
     waited_seconds: float
     """How long the model waited for the writer."""
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """Attention calls of which something is not recorded, or nothing, by the reason."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Recording:
         self,
         model: Any,
         denoiser: nn.Module,
-        candidates: Mapping[Candidate, str],
+        candidates: Sequence[Candidate],
+        methods: Mapping[str, str],
         options: RunOptions,
         output: Output,
         images: Images,
@@ -83,7 +86,7 @@ class Recording:
         self.problem: AttraceError | None = None
         """What went wrong with the recording, once its `with` block ended; None if all is in the trace."""
         self._model, self._denoiser = model, denoiser
-        self._candidates = candidates
+        self._candidates, self._methods = candidates, methods
         self._options, self._output, self._manifest = options, output, manifest
         self._parts: _Parts | None = None
 
@@ -99,6 +102,7 @@ class Recording:
             bytes_written=sink.bytes_written,
             estimated_bytes=run.found.estimated_bytes,
             waited_seconds=writer.waited_seconds,
+            left_out={reason: tuple(paths) for reason, paths in run.found.left_out.items()},
         )
 
     def __enter__(self) -> Self:
@@ -106,7 +110,9 @@ class Recording:
             raise InputError("a recording cannot be entered twice: call record() again")
         sink = TraceSink(self._create_stores(), self._options.limit_bytes)
         writer = BackgroundWriter(self._output.queue_bytes)
-        run = DenoiserRecorder(self._model, self._denoiser, self._candidates, sink, writer, self._options)
+        run = DenoiserRecorder(
+            self._model, self._denoiser, self._candidates, self._methods, sink, writer, self._options
+        )
         self._parts = _Parts(run, sink, writer)
         try:
             run.attach()

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from attrace.recorder.capture.methods import METHODS, CaptureMethod
 from attrace.recorder.capture.projections import Projections
 from attrace.recorder.capture.sites import Candidate, QueryGrids, argument_reader, remove_all, shorten
+from attrace.recorder.capture.watch import AttentionWatch
 from attrace.recorder.labels.branches import RunBranches
-from attrace.recorder.labels.call import read_tile
 from attrace.recorder.labels.contexts import ContextSplitter
 from attrace.recorder.labels.keys import Tokens
 from attrace.recorder.labels.profile import LabelWarning
+from attrace.recorder.session.findings import Findings
 from attrace.recorder.session.first_step import FirstStep
+from attrace.recorder.session.guard import CallGuard
 from attrace.recorder.session.options import RunOptions
 from attrace.recorder.session.problems import fails_softly, format_bytes, over_limit
 from attrace.recorder.session.provenance import identify
@@ -34,25 +34,6 @@ from attrace.schemas import AttraceError, CaptureError, Guidance, SizeLimitError
 logger = logging.getLogger("attrace")
 
 
-@dataclass
-class Findings:
-    """What is found out while the model runs."""
-
-    problem: AttraceError | None = None
-    """What stopped the recording."""
-    estimated_bytes: int = 0
-    """What the recording is expected to take."""
-    notes: list[str] = field(default_factory=list)
-    """What a reader of the trace should know: guesses, oddities."""
-    tiles: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Row and column in the latent of the tile that a call worked at, by the number of the call."""
-
-    def note(self, note: str) -> None:
-        """Tell the user, and readers of the trace."""
-        logger.warning("%s", note)
-        self.notes.append(note)
-
-
 class DenoiserRecorder:
     """Watches a denoiser: its first step makes the plan, with which a session records the others.
 
@@ -61,7 +42,9 @@ class DenoiserRecorder:
     model, denoiser
         The pipeline (or the denoiser again), and the denoiser.
     candidates
-        The attention calls to watch, with the capture method of each.
+        Every attention call that could be recorded.
+    methods
+        The capture method of each of those to record, by path.
     sink, writer
         Where the steps go.
     options
@@ -72,7 +55,8 @@ class DenoiserRecorder:
         self,
         model: Any,
         denoiser: nn.Module,
-        candidates: Mapping[Candidate, str],
+        candidates: Sequence[Candidate],
+        methods: Mapping[str, str],
         sink: TraceSink,
         writer: BackgroundWriter,
         options: RunOptions,
@@ -81,7 +65,7 @@ class DenoiserRecorder:
         self.session: Session | None = None
         """Once the first step made its plan."""
         self._first = FirstStep(options)
-        self._model, self._denoiser, self._candidates = model, denoiser, dict(candidates)
+        self._model, self._denoiser = model, denoiser
         self._sink, self._writer, self._options = sink, writer, options
         self._branches = RunBranches(
             model,
@@ -93,7 +77,11 @@ class DenoiserRecorder:
             prompts=options.prompts,
         )
         self.calls = StepCalls(self._branches, options.steps, self._finish_step)
-        self._grids = QueryGrids(denoiser, candidates)
+        self._watch = AttentionWatch(
+            denoiser, candidates, methods, self._take, self._is_recording, trust_hooks=options.capture == "hooks"
+        )
+        self._guard = CallGuard(denoiser, self._watch.chosen)
+        self._grids = QueryGrids(denoiser, self._watch.chosen)
         self._contexts = ContextSplitter(
             denoiser,
             self._grids,
@@ -102,22 +90,15 @@ class DenoiserRecorder:
             self_attention=options.self_attention,
             key_grid=options.key_grid,
         )
-        self._methods: dict[str, CaptureMethod] = {
-            method.name: method(self._take, self._is_recording) for method in METHODS
-        }
         self._handles: list[RemovableHandle] = []
         self._read_arguments = argument_reader(denoiser)
-        self._schedule: Any = None
 
     # -- before and after the run
 
     def attach(self) -> None:
         """Put the hooks on the model."""
-        by_module: dict[nn.Module, list[Candidate]] = {}
-        for candidate in self._candidates:
-            by_module.setdefault(candidate.module, []).append(candidate)
-        for candidates in by_module.values():
-            self._methods[self._candidates[candidates[0]]].attach(candidates)
+        self._watch.attach()
+        self._guard.attach()
         self._grids.attach()
         self._branches.attach()
         self._handles.append(self._denoiser.register_forward_pre_hook(self._begin_call, with_kwargs=True))
@@ -129,9 +110,9 @@ class DenoiserRecorder:
             self.found.note(f"call {self.calls.waiting.call} is left out: not every branch of it was called")
         self.calls.forget()
         remove_all(self._handles)
+        self._guard.detach()
         self._branches.detach()
-        for method in self._methods.values():
-            method.detach()
+        self._watch.detach()
         self._grids.detach()
 
     def stop(self, problem: AttraceError) -> None:
@@ -180,11 +161,14 @@ class DenoiserRecorder:
 
     @fails_softly
     def _begin_call(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.calls.current is not None:
-            raise CaptureError(
-                "the denoiser was called while a call of it was under way (in another thread, or in itself): a "
-                "recording follows one run"
-            )
+        try:
+            self._guard.enter()
+        except CaptureError as problem:
+            if self._guard.is_nested:
+                raise
+            if self.found.problem is None:
+                self.stop(problem)
+            return
         arguments = self._read_arguments(args, kwargs)
         if self.found.problem is not None or arguments.get("skip_layers") is not None:
             return  # the call that SD3's skip-layer guidance adds to a step is of no branch
@@ -197,22 +181,29 @@ class DenoiserRecorder:
         if begun is not None:
             if self.session is not None:
                 self.session.check_writer()
-            self._watch_schedule()
-            self._note_tile(begun)
+            self.found.watch_schedule(self._model, self.calls.steps)
+            if self._options.samples == 1:
+                self.found.note_tile(begun, self._model, self._options.profile.tile)
         if self.calls.current is not None:
             self._contexts.begin(arguments)
+            self._watch.begin_call()
 
     @fails_softly
     def _end_call(self, _module: nn.Module, _args: Any, result: Any) -> None:
+        if not self._guard.leave():
+            return  # a call that was not recorded, beside the one that is
+        self._watch.end_call()
         self.calls.end(failed=result is None)  # None if the model raised
 
     @fails_softly
     def _take(self, candidate: Candidate, projections: Projections) -> None:
-        if self.calls.current is None:
-            return
-        if self.session is None and self._contexts.is_left_out(candidate, projections):
-            self._first.left_out[candidate.module] = None
-            return
+        if self.session is None:
+            omission = self._contexts.omission(candidate, projections)
+            if omission is not None:
+                self._first.leave_out(candidate.path, omission.reason)
+            if omission is not None and omission.is_whole:
+                self._first.modules_left_out[candidate.module] = None
+                return
         for branch, rows in self._branches.rows(projections.query.shape[0]):
             for keys in self._contexts.split(candidate, projections.of_rows(rows)):
                 step = self.calls.current
@@ -240,22 +231,6 @@ class DenoiserRecorder:
             self.session.finish(step)
             self.calls.steps += 1
 
-    def _note_tile(self, call: int) -> None:
-        names = self._options.profile.tile
-        tile = read_tile(self._model, names) if names is not None and self._options.samples == 1 else None
-        if tile is not None:
-            self.found.tiles[str(call)] = tile
-
-    def _watch_schedule(self) -> None:
-        """Note when the scheduler was set anew: most likely a second picture in a trace that holds one."""
-        schedule = getattr(getattr(self._model, "scheduler", None), "timesteps", None)
-        if self._schedule is not None and schedule is not self._schedule:
-            self.found.note(
-                f"the schedule was set anew before recorded step {self.calls.steps}, so the steps may be of several "
-                "pictures: use one record() for each call of the pipeline"
-            )
-        self._schedule = schedule
-
     # -- the first step is over
 
     def _planned_steps(self) -> int | None:
@@ -265,12 +240,14 @@ class DenoiserRecorder:
     def _begin_session(self) -> Session | None:
         """Decide the groups, now that every site was seen once, and write what the first step gave."""
         first, options = self._first, self._options
-        first.check_seen(self._candidates)
-        for module in first.left_out:
-            for method in self._methods.values():
-                method.detach(module)
+        first.check_seen(self._watch.chosen)
+        self._note_left_out()
+        self._guard.detach()
+        recorded = {site.path for site in first.sites}
+        self._watch.settle(recorded, first.modules_left_out, self._contexts.joined)
         self._grids.detach()
-        guesses = first.guesses([options.profile.guess, *self._branches.guesses])
+        self.found.notes += self._watch.census.notes
+        guesses = first.guesses([options.profile.guess, *self._branches.guesses, *self._contexts.guesses])
         self.found.notes += guesses
         if guesses:
             warnings.warn(LabelWarning("; ".join(guesses)), stacklevel=2)
@@ -285,6 +262,17 @@ class DenoiserRecorder:
         self._branches.settle()
         self._first = FirstStep(options)
         return session
+
+    def _note_left_out(self) -> None:
+        """Note which attention calls are not recorded, and why."""
+        for one in self._watch.not_chosen:
+            self._first.leave_out(one.path, "layers= did not choose it")
+        for path, (queries, keys) in self._watch.census.unknown.items():
+            self._first.leave_out(path or "(the denoiser itself)", "no to_q and to_k: what its keys are is not known")
+            self.found.note(
+                f"{path}: attention of {queries} queries to {keys} keys is not recorded: it has no to_q, to_k"
+            )
+        self.found.left_out = self._first.left_out
 
     def _estimate(self, plan: Plan) -> None:
         steps, options = self._planned_steps(), self._options
@@ -303,7 +291,7 @@ class DenoiserRecorder:
     def _manifest_members(self) -> dict[str, Any]:
         options, branches, call = self._options, self._branches, self._branches.call
         scheduler = getattr(self._model, "scheduler", None)
-        methods = {candidate.path: name for candidate, name in self._candidates.items()}
+        recorded = {site.path for site in self._first.sites}
         return {
             "guidance": Guidance(
                 branches=branches.all,
@@ -313,10 +301,11 @@ class DenoiserRecorder:
             "scheduler": identify(scheduler) if scheduler is not None else None,
             "call_arguments": dict(call.arguments),
             "capture": {
-                "method": "+".join(sorted({methods[site.path] for site in self._first.sites})),
+                "method": "+".join(self._watch.method_names(recorded)),
                 "profile": options.profile.name,
                 "encoding": options.encoding,
                 **options.selection,
+                "left_out": self.found.left_out,
                 "warnings": list(self.found.notes),
             },
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from attrace.recorder.writing.plan import Place
 from attrace.recorder.writing.store import TraceStore
 from attrace.schemas import SiteClass, SizeLimitError, Status
 from attrace.schemas.layout import KEY, KEY_STEP, QUERY
+
+logger = logging.getLogger("attrace")
 
 
 class Values(Protocol):
@@ -58,8 +61,9 @@ class TraceSink:
         """Write one site of one step: each part has the samples first, and then the dims of its array."""
         for name, values in parts.items():
             arrays = values.numpy()
-            if not _is_sound(name, arrays):
-                self.non_finite.setdefault(path, step)
+            if path not in self.non_finite and not _is_sound(name, arrays):
+                self.non_finite[path] = step
+                logger.warning("%s: values that are not finite, first in step %d", path, step)
             for sample, array in enumerate(arrays):
                 if name == KEY:
                     self._write_key(sample, step, place, array)
@@ -144,4 +148,4 @@ class TraceSink:
 
 def _is_sound(name: str, values: NDArray[Any]) -> bool:
     """Whether values are as a model in order makes them; a mask is -inf where a key may not be attended to."""
-    return bool(np.isfinite(values).all() if name in (QUERY, KEY) else not np.isnan(values).any())
+    return bool(np.isfinite(values).all() if name in (QUERY, KEY) else (values < np.inf).all())

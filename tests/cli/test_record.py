@@ -172,6 +172,9 @@ def test_a_profile_and_another_network_are_named(run: Run, tmp_path: Path) -> No
     Path("mine.toml").write_text('name = "mine"\n[[contexts]]\ncontext = "text"\nkeys = "text"\n')
     assert run(*arguments, "--profile", "mine.toml", "--overwrite").exit_code == 0
     assert open_trace("run.zarr").manifest.capture["profile"] == "mine"
+    not_recorded = run("info", "run.zarr", "--layers").stdout.partition("not recorded")[2].splitlines()[1:]
+    assert not_recorded
+    assert all("attn1  self-attention of the picture" in row for row in not_recorded)
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,20 @@ def test_a_mask_of_keys_is_stored_with_factors_and_applied_to_scores(encoding: A
         np.testing.assert_array_equal(bias[0, 0], [0, -2, -np.inf, 1, 0.5])
 
 
+def test_a_mask_of_infinity_is_told_and_the_same_in_both_encodings(tmp_path: Path) -> None:
+    denoiser = Denoiser(attention(), attention_mask=torch.tensor([[[0.0, -2.0, torch.inf, 1.0, 0.5]]]))
+    found: dict[Any, NDArray[np.float64]] = {}
+    encodings: tuple[Any, Any] = ("scores", "factors")
+    for encoding in encodings:
+        path = tmp_path / f"{encoding}.zarr"
+        with torch.no_grad(), record(denoiser, path, context="text", encoding=encoding):
+            denoiser(*inputs())
+        assert "attention: values that are not finite, first in step 0" in str(read_manifest(path).capture["warnings"])
+        (found[encoding],) = read_scores(path).values()
+    np.testing.assert_allclose(found["scores"], found["factors"], rtol=1e-6)
+    assert np.isposinf(found["scores"][0, ..., 2]).all()
+
+
 def test_a_mask_that_depends_on_the_query_takes_scores(tmp_path: Path) -> None:
     mask = torch.zeros(1, QUERIES, KEYS)
     mask[0, 3, 1] = -torch.inf

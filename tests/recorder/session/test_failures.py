@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from typing import Any
 
 import numpy as np
@@ -293,6 +295,57 @@ class TestFoundAtTheEnd:
         manifest = read_manifest(tmp_path / "run.zarr")
         assert (manifest.status, manifest.steps) == ("interrupted", 3)
         assert recording.statistics.bytes_written <= 50_000
+
+    def test_a_denoiser_whose_layers_another_method_runs(self, tmp_path: Path) -> None:
+        class Wrapped(nn.Module):
+            """As the original latent diffusion code: samplers call a method, never `forward`."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = models.tiny_unet()
+
+            def apply_model(self) -> None:
+                bare_call(self.model)
+
+        wrapped, calls = Wrapped(), []
+
+        def sample() -> None:
+            for step in range(4):
+                wrapped.apply_model()
+                calls.append(step)
+
+        match = r"model\.\S+ attends, but Wrapped is not called.*U-Net.*profile="
+        with pytest.raises(CaptureError, match=match), record(wrapped, tmp_path / "run.zarr", context="text"):
+            sample()
+        assert calls == [0]  # told when the second step begins
+
+    @pytest.mark.parametrize("steps_before", [0, 1])
+    def test_calls_from_two_threads(self, steps_before: int, tmp_path: Path) -> None:
+        """The second is not recorded, and the first never loses its step without a word."""
+        unet, inside, go_on, after = models.tiny_unet(), Event(), Event(), []
+
+        def wait(*_: Any) -> None:
+            if current_thread() is not main_thread():
+                inside.set()
+                go_on.wait(20)
+
+        def overlap() -> None:
+            with ThreadPoolExecutor(1) as pool:
+                other = pool.submit(bare_call, unet)
+                inside.wait(20)
+                bare_call(unet)
+                go_on.set()
+                other.result()
+            after.append("the model ran on")
+
+        handle = unet.mid_block.register_forward_pre_hook(wait)
+        path = tmp_path / "run.zarr"
+        with pytest.raises(CaptureError, match="in another thread"):
+            record_calls(unet, path, *[lambda: bare_call(unet)] * steps_before, overlap)
+        handle.remove()
+        assert after
+        assert (read_manifest(path).status, read_manifest(path).steps) == ("interrupted", steps_before)
+        assert not unet._forward_hooks
 
 
 class TestWriter:

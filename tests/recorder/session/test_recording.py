@@ -357,7 +357,7 @@ class TestManifest:
         assert "use one record()" in str(manifest.capture["warnings"])
 
 
-def test_values_that_are_not_finite_are_noted(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pipeline = models.stable_diffusion()
     path = "mid_block.attentions.0.transformer_blocks.0.attn2"
     with torch.no_grad():
@@ -367,6 +367,7 @@ def test_values_that_are_not_finite_are_noted(tmp_path: Path) -> None:
     warnings = read_manifest(tmp_path / "run.zarr").capture["warnings"]
     assert isinstance(warnings, list)
     assert any(path in str(warning) and "step 0" in str(warning) for warning in warnings)
+    assert caplog.text.count(f"{path}: values that are not finite, first in step 0") == 1
 
 
 def test_the_recorder_is_imported_without_torch() -> None:
