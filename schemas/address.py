@@ -1,4 +1,4 @@
-"""Addresses such as `s3://bucket/run.zarr`, told from paths on this machine in one place."""
+"""Addresses such as `s3://bucket/run.zarr`, as opposed to paths on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the chunks of an array are compressed with, as its `zarr.json` says it."""
+"""Compression of the chunks of an array, as its `zarr.json` states it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any, Final, Literal
 import numpy as np
 
 Codec = Literal["auto", "zstd", "none"]
-"""Compression of chunks; `auto` is zstd, behind a byte shuffle where that pays. A checksum is always kept."""
+"""Compression of chunks; `auto` is zstd, behind a byte shuffle where that saves space. Every chunk has a checksum."""
 
 ZSTD_LEVEL: Final = 1
 """Higher levels save nothing on attention and are slower."""
 
 SHUFFLED_FROM: Final = 2**17
-"""Bytes of a chunk from which shuffling pays (benchmarks/codecs.py)."""
+"""Smallest chunk, in bytes, that shuffling makes smaller (benchmarks/codecs.py)."""
 
 _ZSTD_BLOCK_BYTES: Final = 2**17
-"""What zstd describes with one table of frequencies."""
+"""Bytes that zstd describes with one table of frequencies."""
 
 _BLOSC_MAX_BYTES: Final = 2**31 - 1 - 16
 """Largest chunk that blosc takes."""
 
 
 def compressor(codec: Codec, dtype: str, chunks: tuple[int, ...]) -> dict[str, Any] | None:
-    """The codec that compresses the chunks of an array; None where nothing does.
+    """Codec that compresses the chunks of an array; None for no compression.
 
     A shuffle puts the first bytes of all values together, then the second and so on. Blocks are so long that each
     such run fills whole blocks of zstd: the bytes with exponents, which compress, are then apart from those of

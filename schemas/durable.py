@@ -1,4 +1,4 @@
-"""Making what was written last through a loss of power."""
+"""Making written data survive a loss of power."""
 
 from __future__ import annotations
 

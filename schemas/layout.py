@@ -1,4 +1,4 @@
-"""Where things lie in a store: names of groups and arrays, their dims, shapes and chunks.
+"""Layout of a store: names of groups and arrays, their dims, shapes and chunks.
 
 Pure description: nothing here touches a store. The recorder creates what `class_arrays` lists; readers and
 `attrace verify` compare a store with it. docs/format.md says the same in prose.
@@ -29,7 +29,7 @@ ROOT_ATTRIBUTES: Final[Mapping[str, Any]] = {
     ],
     "coordinates": "timestep",
 }
-"""What else the attributes of the root group hold: the name of the convention, and xarray's list of coordinates."""
+"""Other attributes of the root group: the name of the convention, and xarray's list of coordinates."""
 
 IMAGES: Final = "images"
 REFERENCE: Final = "reference"
@@ -42,7 +42,7 @@ DERIVED: Final = "derived"
 """Group, inside a class group, of the optional cache of marginals."""
 
 DERIVED_STEPS: Final = "steps"
-"""Attribute of that group, written last: the finished steps that it covers. Without it the cache does not count."""
+"""Attribute of that group, written last: the finished steps that it covers. Without it the cache is ignored."""
 
 TIME: Final = "time"
 """Root array, int32 (time): number of the denoiser call, counted from 0."""
@@ -54,7 +54,7 @@ STEP_DONE: Final = "step_done"
 """Root array, uint8 (time): 1 once everything of that step is in the store; written last in each step."""
 
 SCORES: Final = "scores"
-"""Data array of a class: what is stored with the encoding of that name."""
+"""Data array of a class whose encoding is scores."""
 
 QUERY: Final = "query_vector"
 KEY: Final = "key_vector"
@@ -70,7 +70,7 @@ LAYERS: Final = "layers"
 """Attribute of a class group: module paths of its layers, in their order; not in version 1 of the format."""
 
 _NAMES_IN_1: Final = {QUERY: "query", KEY: "key"}
-"""What arrays are named in version 1 of the format."""
+"""Names of arrays in version 1 of the format."""
 
 DATA_ARRAYS: Final = frozenset({SCORES, *_NAMES_IN_1, *_NAMES_IN_1.values(), KEY_STEP, CALLED, "bias", "lse"})
 """Arrays of a class, in any version of the format, that give its scores."""
@@ -90,7 +90,7 @@ LONG_NAMES: Final = {
     "r2g": "reference-to-generated attribution (mean over keys of the softmax over queries)",
     "g2r": "generated-to-reference attribution (mean over queries of the softmax over keys)",
 }
-"""What arrays hold, in words."""
+"""Descriptions of arrays."""
 
 SCORES_DIMS: Final = ("time", "layer", "head", "query", "key")
 QUERY_DIMS: Final = ("time", "layer", "head", "query", "feature")
@@ -124,7 +124,7 @@ class ArraySpec:
     fill: float
     """Value of what was never written: NaN for floats, -1 for int32, 0 for uint8."""
     attributes: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """What a reader may show: the array in words."""
+    """Description of the array, for readers to show."""
 
     @property
     def creation(self) -> dict[str, Any]:
@@ -219,12 +219,12 @@ def reference_name(number: int) -> str:
 
 
 def chunk_key(index: Iterable[int]) -> str:
-    """Where a chunk lies below its array, by its place on the grid of chunks, such as `c/3/0/0/0/0`."""
+    """Path of a chunk below its array, from its index on the chunk grid, such as `c/3/0/0/0/0`."""
     return "/".join(("c", *map(str, index)))
 
 
 def coordinate_values(site_class: SiteClass, major: int = MAJOR) -> dict[str, NDArray[np.int32]]:
-    """What the coordinate arrays of a class hold, by name: int32; a key on no grid has row and column -1."""
+    """Values of the coordinate arrays of a class, by name: int32; a key that is on no grid has row and column -1."""
     values = {"head": np.arange(site_class.heads, dtype=np.int32)}
     if major > 1:
         values["layer"] = np.array([site.order for site in site_class.sites], np.int32)

@@ -44,9 +44,9 @@ def _without_nonfinite(value: Any) -> Any:
 
 
 Index = Annotated[int, Field(ge=0, le=2**31 - 1)]
-"""A place or a number of steps, from 0."""
+"""An index or a count, from 0."""
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-"""How many, at least one."""
+"""A count of at least one."""
 Length = Annotated[int, Field(ge=1, le=2**24)]
 """Length of an array along one dimension."""
 Grid = tuple[Length, Length]
@@ -103,7 +103,7 @@ class Site(_Model):
     path: Label
     """Module path in the denoiser: its label along `layer`."""
     order: Index
-    """Place in the order of calls within a step, over all sites of the trace."""
+    """Index in the order of calls within a step, over all sites of the trace."""
     module: str = ""
     """Class of the module."""
 
@@ -116,7 +116,7 @@ class SiteClass(_Model):
     context: Context
     """What the keys are."""
     branch: BranchName = "conditional"
-    """Branch of classifier-free guidance that was kept."""
+    """Branch of classifier-free guidance that the arrays hold."""
     encoding: Encoding
     """Whether `scores`, or `query_vector` and `key_vector`, are stored."""
     dtype: Literal["float16", "float32", "float64"]
@@ -181,7 +181,7 @@ class ModelIdentity(_Model):
     class_name: str
     """Its Python class."""
     model_id: str | None = None
-    """Where it was loaded from, as the user named it."""
+    """Path or hub id that it was loaded from, as the user gave it."""
     revision: str | None = None
     """Revision of that."""
     config: JsonObject | None = None
@@ -191,7 +191,7 @@ class ModelIdentity(_Model):
 
 
 class Guidance(_Model):
-    """Classifier-free guidance: how the branches lie in a batch, and which were kept."""
+    """Classifier-free guidance: the order of the branches in a batch, and which were recorded."""
 
     branches: tuple[BranchName, ...] = ("conditional",)
     """Blocks of the batch, in order."""
@@ -218,13 +218,13 @@ class Manifest(_Model):
     """Everything about a trace that is not an array."""
 
     format: Literal["attrace-trace"] = FORMAT
-    """What the store is."""
+    """Name of the format."""
     version: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}\.(0|[1-9][0-9]{0,3})$")] = VERSION
     """Version of the format: major.minor."""
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     """Identifier of this trace: 32 hexadecimal digits."""
     status: Status
-    """Whether the recording is under way, ended well, or was cut off."""
+    """Whether the recording is under way, complete, or interrupted."""
     created: Timestamp
     """Start of the recording."""
     finished: Timestamp | None = None
@@ -254,7 +254,7 @@ class Manifest(_Model):
     call_arguments: JsonObject = Field(default_factory=dict)
     """Arguments of the pipeline's call that are plain JSON."""
     software: dict[str, str] = Field(default_factory=dict)
-    """Versions of what ran."""
+    """Versions of the software that ran."""
     capture: JsonObject = Field(default_factory=dict)
     """How attention was captured: method, profile, warnings about labels that are guesses."""
     licence: Label | None = None

@@ -1,4 +1,4 @@
-"""Reading a manifest that somebody else wrote: clear refusals in place of tracebacks."""
+"""Reading a manifest that somebody else wrote: clear errors instead of tracebacks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def parse_manifest(value: Any, *, where: str) -> Manifest:
 
 
 def terms_of_use(licence: str | None, citation: str | None) -> dict[str, str]:
-    """The members of a manifest that say how a trace may be used and cited: those that are given, checked.
+    """Members of a manifest that say how a trace may be used and cited: those that are given, checked.
 
     Raises
     ------

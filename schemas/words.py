@@ -1,4 +1,4 @@
-"""The words of a trace: what a context, a key, a branch, a direction and a level are called."""
+"""The vocabulary of a trace: names of contexts, kinds of keys, encodings, directions and levels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ Context = Literal["reference", "text", "image-prompt", "self"]
 or of the generated picture itself."""
 
 KeyKind = Literal["patch", "cls", "text", "pad", "other"]
-"""What one key is: a patch with a place on a grid, a class token, a text token, padding, or something else."""
+"""What one key is: a patch with a position on a grid, a class token, a text token, padding, or something else."""
 
 Encoding = Literal["scores", "factors"]
-"""How a site class is stored: the scores themselves, or the queries and keys they are the product of."""
+"""How a site class is stored: as scores, or as the queries and keys whose products they are."""
 
 Status = Literal["recording", "complete", "interrupted"]
-"""Whether the run that writes the trace is under way, ended well, or was cut off."""
+"""Whether the run that writes the trace is under way, complete, or interrupted."""
 
 Direction = Literal["r2g", "g2r"]
 """Reference-to-generated (a map over the generated picture) or generated-to-reference (a map over the reference)."""

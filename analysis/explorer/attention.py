@@ -39,7 +39,7 @@ def lazy_attention(plan: ReportPlan, one: ReportClass) -> da.Array:
     """What `attention_of` takes, lazily: (time_group, layer, head, value), the shares and the count of steps last."""
     heads = len(one.selected.heads) if plan.heads_apart else 1
     values = len(plan.kept_directions) * one.queries.cells * one.keys.cells + one.queries.cells + 1
-    groups = tuple(plan.trace.step_places[span] for span in plan.spans)
+    groups = tuple(plan.trace.selected_steps[span] for span in plan.spans)
     source = ClassSource.of(plan.trace.stored, one.site_class)
     token = tokenize(plan.trace, one.selected.group, groups, one.queries.kept, one.keys.kept, heads, values)
     return array_of_blocks(

@@ -42,7 +42,7 @@ def content_id(stored: StoredTrace) -> str:
     TraceFormatError
         If a part of it cannot be read.
     """
-    digest = ContentDigest(stored.manifest, len(stored.finished_places))
+    digest = ContentDigest(stored.manifest, len(stored.finished_steps))
     for path in covered_arrays(stored):
         array = stored.array(path)
         digest.begin(path, array.dtype.name, array.shape[1:])
@@ -97,7 +97,7 @@ def blocks(stored: StoredTrace, path: str) -> Iterator[tuple[tuple[int, ...], ND
     Of keys only those that are stored in their step; an array without layers comes whole.
     """
     array = stored.array(path)
-    finished = list(stored.finished_places)
+    finished = list(stored.finished_steps)
     if path in (TIME, TIMESTEP):
         yield (), array[:][finished]
     elif path.startswith(f"{IMAGES}/"):

@@ -64,7 +64,7 @@ def diff(first: str | Path, second: str | Path) -> Iterator[Difference]:
 
 def _content(stored: StoredTrace) -> dict[str, Any]:
     plain = {name: value for name, value in stored.manifest.to_json().items() if name not in VOLATILE}
-    return plain | {"steps": len(stored.finished_places)}
+    return plain | {"steps": len(stored.finished_steps)}
 
 
 def _manifest_differences(one: Any, other: Any, place: str) -> Iterator[Difference]:
@@ -85,7 +85,7 @@ def _short(value: Any) -> str:
 
 def _array_differences(one: StoredTrace, other: StoredTrace, path: str) -> Iterator[Difference]:
     left, right = one.array(path), other.array(path)
-    steps = [len(trace.finished_places) for trace in (one, other)]
+    steps = [len(trace.finished_steps) for trace in (one, other)]
     timed = not path.startswith("images/")
     if left.dtype != right.dtype or left.shape[timed:] != right.shape[timed:] or (timed and steps[0] != steps[1]):
         shapes = [

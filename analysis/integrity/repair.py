@@ -77,7 +77,7 @@ def _open(path: Path) -> StoredTrace:
 
 def _whole_steps(stored: StoredTrace) -> int:
     """Number of finished steps, once every array is known to hold them."""
-    finished = stored.finished_places
+    finished = stored.finished_steps
     if finished != tuple(range(len(finished))):
         raise TraceFormatError(f"{stored.path}: the finished steps have a hole, which no recorder leaves: not repaired")
     for path in stored.required_paths():

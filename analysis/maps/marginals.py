@@ -106,7 +106,7 @@ def _plan(trace: Trace, selected: SelectedClass, queries: Queries, keys: Keys) -
     site_class = selected.site_class
     of_queries = None if queries is None else query_weights(site_class, queries)
     of_keys = None if keys is None else key_weights(site_class, keys)
-    return MarginalPlan(selected, trace.step_places, of_queries, of_keys)
+    return MarginalPlan(selected, trace.selected_steps, of_queries, of_keys)
 
 
 def all_marginals(
@@ -117,7 +117,7 @@ def all_marginals(
     NaN in a step that is not finished.
     """
     everything = SelectedClass(site_class, tuple(range(len(site_class.sites))), tuple(range(site_class.heads)))
-    finished = set(trace.finished_places)
+    finished = set(trace.finished_steps)
     places = tuple(place if place in finished else -1 for place in range(steps))
     return _computed_arrays(trace, MarginalPlan(everything, places, device=device))
 
@@ -160,7 +160,7 @@ class MarginalPlan:
     def is_default(self) -> bool:
         """Whether these are the marginals that a store may keep: of all queries and the default keys, in float32."""
         chosen = self.query_weights is not None or self.key_weights is not None
-        stored = not self.selected.of_several or self.quantities == ("g2r",)
+        stored = not self.selected.shows_one_picture or self.quantities == ("g2r",)
         return set(self.quantities) <= {"r2g", "g2r"} and not chosen and stored and self.dtype == np.float32
 
     def of_queries(self) -> Weights:
@@ -202,7 +202,7 @@ def marginal_array(trace: Trace, plan: MarginalPlan, quantity: Quantity) -> da.A
 def _kept(trace: Trace, plan: MarginalPlan) -> Derived | None:
     if not plan.is_default():
         return None
-    return open_derived(trace.stored, plan.selected.site_class, len(trace.finished_places))
+    return open_derived(trace.stored, plan.selected.site_class, len(trace.finished_steps))
 
 
 def _kept_array(trace: Trace, plan: MarginalPlan, derived: Derived, quantity: Quantity) -> da.Array:

@@ -130,9 +130,9 @@ def _grid_plan(
         gain = np.ones(patches.stop - patches.start) if keys is None else of_keys[patches]
         subset, averaged, tokens = queries, {"query_weights": of_queries}, site_class.keys
     if subset is None:
-        marginals = MarginalPlan(selected, trace.step_places)
+        marginals = MarginalPlan(selected, trace.selected_steps)
     else:
-        marginals = MarginalPlan(selected, trace.step_places, quantities=(direction,), **averaged)
+        marginals = MarginalPlan(selected, trace.selected_steps, quantities=(direction,), **averaged)
     return GridPlan(marginals, direction, patches, grid, gain * tokens if density else gain)
 
 
@@ -151,10 +151,10 @@ def _resampled_plans(
             grid = (shares.sizes["row"], shares.sizes["column"])
             gain = np.ones(grid[0] * grid[1]) if keys is None else coverage(as_mask(keys, "keys"), grid).ravel()
             if queries is None:
-                marginals = MarginalPlan(layers, trace.step_places)
+                marginals = MarginalPlan(layers, trace.selected_steps)
             else:
                 of_queries = query_weights(selected.site_class, queries)
-                marginals = MarginalPlan(layers, trace.step_places, of_queries, quantities=("g2r",))
+                marginals = MarginalPlan(layers, trace.selected_steps, of_queries, quantities=("g2r",))
             gain = gain * shares.attrs["sources"] if density else gain
             plans.append(GridPlan(marginals, "g2r", slice(0, gain.size), grid, gain, shares))
     return plans

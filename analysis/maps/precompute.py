@@ -100,7 +100,7 @@ def _withdraw(root: zarr.Group, site_classes: Sequence[SiteClass], consolidated:
 
 def _write_marginals(trace: Trace, root: zarr.Group, site_classes: Sequence[SiteClass], device: str | None) -> None:
     """Compute the marginals of the classes, all in one go, and store them."""
-    length = trace.step_places[-1] + 1
+    length = trace.selected_steps[-1] + 1
     sources: list[da.Array] = []
     targets: list[Any] = []
     for site_class in site_classes:

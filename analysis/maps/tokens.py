@@ -121,7 +121,7 @@ def token_plan(trace: Trace, selected: SelectedClass, positions: Sequence[int]) 
     site_class = selected.site_class
     weights = np.zeros(site_class.keys)
     weights[list(positions)] = 1
-    marginals = MarginalPlan(selected, trace.step_places, None, weights, ("share",))
+    marginals = MarginalPlan(selected, trace.selected_steps, None, weights, ("share",))
     grid = site_class.query_grid or (1, site_class.queries)
     return GridPlan(marginals, "share", slice(0, site_class.queries), grid, np.ones(site_class.queries))
 

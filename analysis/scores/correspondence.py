@@ -127,7 +127,7 @@ def _class_places(trace: Trace, selected: SelectedClass) -> xr.DataArray:
     picture, grid = picture_keys(site_class), site_class.query_grid
     assert picture is not None and grid is not None  # noqa: PT018 chosen by the caller
     key_rows, key_columns = picture[1]
-    plan = _PlacePlan(selected, trace.step_places, picture[0], key_columns)
+    plan = _PlacePlan(selected, trace.selected_steps, picture[0], key_columns)
     rows_per_task = max(1, SCORES_PER_TASK // (site_class.keys * grid[1]))
     blocks = split(tuple(range(site_class.queries)), rows_per_task * grid[1])
     places = array_of_blocks(

@@ -83,7 +83,7 @@ class Part:
             if not trace.narrowed or one.group in looked_at
         }
         layers = {group: some for group, some in layers.items() if some}
-        part = cls(trace.stored, trace.step_places, trace.finished_places, layers, without)
+        part = cls(trace.stored, trace.selected_steps, trace.finished_steps, layers, without)
         if not only_derived:
             return part
         for group in layers:

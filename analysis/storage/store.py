@@ -47,7 +47,7 @@ class StoredTrace:
     manifest: Manifest
 
     @cached_property
-    def finished_places(self) -> tuple[int, ...]:
+    def finished_steps(self) -> tuple[int, ...]:
         """Places of the finished steps along `time`: those that the marker names."""
         finished = tuple(np.flatnonzero(self.array(STEP_DONE)[:] == 1).tolist())
         sites = sum(len(one.sites) for one in self.manifest.classes)
@@ -152,7 +152,7 @@ class StoredTrace:
             return image_array(name, array.shape if array.ndim in (2, 3) else (0, 0), self.manifest.major)
         if spec.dims[0] != "time" or name == STEP_DONE:
             return spec
-        return replace(spec, shape=(max(self.finished_places, default=-1) + 1, *spec.shape[1:]))
+        return replace(spec, shape=(max(self.finished_steps, default=-1) + 1, *spec.shape[1:]))
 
 
 @dataclass(frozen=True)

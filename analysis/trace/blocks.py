@@ -1,4 +1,4 @@
-"""Dask arrays from what makes each of their blocks."""
+"""Dask arrays made block by block."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Chunks = tuple[tuple[int, ...], ...]
 def array_of_blocks(
     make: Callable[[tuple[int, ...]], NDArray[Any]], name: str, chunks: Chunks, dtype: np.dtype[Any]
 ) -> da.Array:
-    """An array whose blocks `make` gives for their places; equal names say equal content."""
+    """Array whose blocks `make` returns for their block indices; arrays of equal names have equal content."""
     array: da.Array = da.map_blocks(
         _Block(make), name=name, chunks=chunks, dtype=dtype, meta=np.empty((0,) * len(chunks), dtype)
     )
     return array
 
 
-def split(places: tuple[int, ...], largest: int) -> tuple[tuple[int, ...], ...]:
-    """Consecutive blocks of places, each of at most `largest`."""
-    return tuple(places[start : start + largest] for start in range(0, len(places), largest))
+def split(indices: tuple[int, ...], largest: int) -> tuple[tuple[int, ...], ...]:
+    """Split indices into consecutive blocks of at most `largest`."""
+    return tuple(indices[start : start + largest] for start in range(0, len(indices), largest))
 
 
 class _Block:
-    """Calls what makes a block with its place, which dask hands over by the keyword `block_id`."""
+    """Callable for dask, which passes the block index as the keyword `block_id`."""
 
     def __init__(self, make: Callable[[tuple[int, ...]], NDArray[Any]]) -> None:
         self._make = make

@@ -24,11 +24,11 @@ class SelectedClass:
 
     site_class: SiteClass
     layers: tuple[int, ...]
-    """Places along the stored `layer` dimension."""
+    """Indices along the stored `layer` dimension."""
     heads: tuple[int, ...]
-    """Places along the stored `head` dimension."""
-    of_several: bool = False
-    """Whether `site_class` shows one picture of several in its keys: then its patches are not all those stored."""
+    """Indices along the stored `head` dimension."""
+    shows_one_picture: bool = False
+    """Whether one of several pictures in the keys is chosen: `site_class` then has fewer patches than are stored."""
 
     @property
     def group(self) -> str:
@@ -43,7 +43,7 @@ class SelectedClass:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TraceSelection:
-    """What a trace holds, and what of it is selected; `Trace` adds what can be made of it."""
+    """Metadata of a trace, and the part of it that is selected; `Trace` adds the arrays and the methods."""
 
     stored: StoredTrace
     """Its store."""
@@ -51,73 +51,73 @@ class TraceSelection:
     """Call number of every step in the store, finished or not."""
     timestep_values: NDArray[np.float32]
     """Timestep of every step in the store."""
-    finished_places: tuple[int, ...]
-    """Places of the finished steps along the stored `time` dimension."""
-    step_places: tuple[int, ...]
-    """Places of the selected, finished steps along the stored `time` dimension."""
+    finished_steps: tuple[int, ...]
+    """Indices of the finished steps along the stored `time` dimension."""
+    selected_steps: tuple[int, ...]
+    """Indices of the selected, finished steps along the stored `time` dimension."""
     context: str | None
-    """The context looked at; None for a trace that has no site yet."""
+    """The selected context; None for a trace without sites."""
     branch: str | None
-    """The branch looked at."""
+    """The selected branch."""
     selected_paths: frozenset[str] | None = None
     """Module paths of the selected layers; None for all."""
     selected_heads: frozenset[int] | None = None
     """Numbers of the selected heads; None for all."""
     picture: int | None = None
-    """Which picture is looked at, where the keys hold several; None for all of them."""
+    """The selected picture, where the keys hold several; None for all of them."""
     narrowed: bool = False
-    """Whether the context or branch was chosen, and is not what is looked at first."""
+    """Whether a context or branch was selected other than by default."""
 
     @property
     def path(self) -> str:
-        """Where the trace lies."""
+        """Path or address of the trace."""
         return self.stored.path
 
     @property
     def manifest(self) -> Manifest:
-        """Everything about the trace that is not an array."""
+        """Everything in the trace that is not an array."""
         return self.stored.manifest
 
     @property
     def status(self) -> Status:
-        """What the manifest says: `recording` also where the recorder was killed before it could say otherwise."""
+        """Status in the manifest; a recorder that was killed leaves `recording`."""
         return self.manifest.status
 
     @property
     def interrupted(self) -> bool:
-        """Whether the run was not recorded to its end: cut off, killed, or still under way."""
+        """Whether the run was not recorded to its end: it failed, was killed, or is still under way."""
         return self.status != "complete"
 
     @property
     def steps(self) -> int:
         """Number of selected steps, all of them finished."""
-        return len(self.step_places)
+        return len(self.selected_steps)
 
     @property
     def time(self) -> NDArray[np.int32]:
         """Call numbers of the selected steps: int32 (time)."""
-        return self.calls[list(self.step_places)]
+        return self.calls[list(self.selected_steps)]
 
     @property
     def timesteps(self) -> NDArray[np.float32]:
         """Timesteps that the denoiser was called with in the selected steps: float32 (time)."""
-        return self.timestep_values[list(self.step_places)]
+        return self.timestep_values[list(self.selected_steps)]
 
     @property
     def contexts(self) -> tuple[str, ...]:
-        """Contexts in the trace; `sel(context=...)` looks at another one."""
+        """Contexts in the trace; `sel(context=...)` selects another one."""
         present = {site_class.context for site_class in self.manifest.classes}
         return tuple(context for context in CONTEXT_PREFERENCE if context in present)
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """Branches of classifier-free guidance recorded for this context; `sel(branch=...)` looks at another one."""
+        """Branches of classifier-free guidance recorded for this context; `sel(branch=...)` selects another one."""
         return branches_of(self.manifest, self.context)
 
     @cached_property
     def classes(self) -> tuple[SelectedClass, ...]:
         """The selected site classes of this context and branch, each with its selected layers and heads."""
-        selected = (self._selected(one) for one in self._classes_looked_at())
+        selected = (self._selected(one) for one in self._classes_of_context())
         return tuple(one for one in selected if one.layers and one.heads)
 
     @property
@@ -133,8 +133,8 @@ class TraceSelection:
 
     @property
     def pictures(self) -> int:
-        """How many pictures the keys of a layer hold, at most: references that a model attends to at once."""
-        return max(map(pictures_in, self._classes_looked_at()), default=0)
+        """Largest number of pictures in the keys of a layer: references that the model attends to at once."""
+        return max(map(pictures_in, self._classes_of_context()), default=0)
 
     @property
     def reference_name(self) -> str:
@@ -161,18 +161,18 @@ class TraceSelection:
         Parameters
         ----------
         layer
-            Module paths, or globs such as `up_blocks.*`.
+            Module paths, globs such as `up_blocks.*`, or the short labels that figures show, such as `up_blocks.1.1.0`.
         time
-            Call numbers: one, several, or a slice of them with both ends included, as xarray slices labels.
+            Call numbers: one, several, or a slice with both ends included, as xarray slices labels.
         head
             Head numbers, in the same ways. A layer that has none of them drops out.
         context
-            Look at another context: `reference`, `text`, `image-prompt` or `self`.
+            Another context: `reference`, `text`, `image-prompt` or `self`.
         branch
-            Look at another branch of classifier-free guidance.
+            Another branch of classifier-free guidance.
         picture
-            Look at one of several pictures in the keys, counted from 0: only its patches are patches then, and layers
-            without it drop out. Softmaxes run over all keys as before. Choose the context first.
+            One of several pictures in the keys, counted from 0. Only its patches then count as patches, and layers
+            without it drop out. Softmaxes still run over all keys. Select the context first.
 
         Raises
         ------
@@ -191,8 +191,9 @@ class TraceSelection:
             trace = replace(trace, selected_heads=frozenset(heads))
         if time is not None:
             picked = set(pick_numbers(time, tuple(trace.time.tolist()), "time", trace.path))
-            places = tuple(place for place in trace.step_places if int(self.calls[place]) in picked)
-            trace = replace(trace, step_places=places)
+            trace = replace(
+                trace, selected_steps=tuple(step for step in trace.selected_steps if self.calls[step] in picked)
+            )
         return trace
 
     def __dask_tokenize__(self) -> Any:
@@ -201,7 +202,7 @@ class TraceSelection:
             "attrace.Trace",
             self.path,
             self.manifest.id,
-            self.step_places,
+            self.selected_steps,
             self.context,
             self.branch,
             sorted(self.selected_paths) if self.selected_paths is not None else None,
@@ -228,11 +229,10 @@ class TraceSelection:
             )
         return trace
 
-    def _classes_looked_at(self) -> list[SiteClass]:
-        """The site classes of the context and branch, and of the picture."""
-        looked_at = (self.context, self.branch)
+    def _classes_of_context(self) -> list[SiteClass]:
+        """Site classes of the selected context and branch that hold the selected picture."""
         least = 0 if self.picture is None else self.picture + 1
-        found = [one for one in self.manifest.classes if (one.context, one.branch) == looked_at]
+        found = [one for one in self.manifest.classes if (one.context, one.branch) == (self.context, self.branch)]
         return [one for one in found if pictures_in(one) >= least]
 
     def _selected(self, site_class: SiteClass) -> SelectedClass:
@@ -255,7 +255,7 @@ class TraceSelection:
 
 CONTEXT_PREFERENCE = ("reference", "image-prompt", "text", "self")
 if set(CONTEXT_PREFERENCE) != set(CONTEXTS):
-    raise RuntimeError("a context lacks its place in the order of preference")
+    raise RuntimeError("a context is missing from the order of preference")
 
 
 def branches_of(manifest: Manifest, context: str | None) -> tuple[str, ...]:

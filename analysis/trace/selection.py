@@ -1,4 +1,4 @@
-"""Selections by label: the known layers, numbers and names that are asked for, and the error where there are none."""
+"""Selections by label: layers, numbers and names, and the error for a label that names nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def match_layers(layers: str | Collection[str], known: Collection[str], where: s
 
 
 def pick_numbers(labels: int | slice | Iterable[int], known: tuple[int, ...], what: str, where: str) -> tuple[int, ...]:
-    """The known numbers that are asked for, in the order of the known ones."""
+    """The known numbers that labels name, in the order of the known ones."""
     expected = "a number, several of them, or a slice of them with both ends included"
     if isinstance(labels, slice):
         for end in (labels.start, labels.stop, labels.step):
@@ -69,7 +69,7 @@ def require_label(label: object, known: Collection[object], what: str, where: st
 
 
 def no_such(what: str, label: object, known: Collection[object], where: str) -> str:
-    """Message for a label that names nothing: the nearest known ones first."""
+    """Message for a label that names nothing, with the known labels and the nearest ones."""
     names = [str(one) for one in known]
     close = difflib.get_close_matches(str(label), names, n=3, cutoff=0.5)
     guess = f"; did you mean {' or '.join(close)}?" if close else ""

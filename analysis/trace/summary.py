@@ -1,4 +1,4 @@
-"""A trace in a few lines of text."""
+"""Summary of a trace in a few lines of text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def describe(trace: Trace) -> str:
-    """What a trace is, when it was recorded, what is selected of it."""
+    """Model, date, selection and size of a trace, as text."""
     manifest = trace.manifest
     lines = [
         f"<attrace.Trace {trace.path}>",
@@ -29,7 +29,7 @@ def describe(trace: Trace) -> str:
 
 
 def facts(trace: Trace, *, size: str = "") -> dict[str, str]:
-    """Where a trace is from, by name: what is not known is left out; `size` is what the caller knows of it."""
+    """Provenance of a trace, by name; unknown entries are left out. `size` comes from the caller."""
     manifest = trace.manifest
     guidance = manifest.guidance
     images = [f"{name} {'x'.join(map(str, shape[:2]))}" for name, shape in trace.image_shapes.items()]
@@ -42,7 +42,7 @@ def facts(trace: Trace, *, size: str = "") -> dict[str, str]:
         "pipeline": _identity(manifest.pipeline),
         "denoiser": _identity(manifest.denoiser),
         "scheduler": _identity(manifest.scheduler),
-        "guidance": f"kept {', '.join(guidance.kept)} of {', '.join(guidance.branches)}"
+        "guidance": f"{', '.join(guidance.kept)} of {', '.join(guidance.branches)}"
         + (f", scale {guidance.scale:g}" if guidance.scale is not None else ""),
         "seed": "" if manifest.seed is None else str(manifest.seed),
         "computed": f"{manifest.model_dtype} on {manifest.device}",
@@ -65,7 +65,7 @@ def stored_bytes(trace: Trace) -> int:
 
 
 def describe_keys(site_class: SiteClass) -> str:
-    """The keys of a class in words, such as `257 keys (1 cls + 16x16 patch)`."""
+    """Description of the keys of a class, such as `257 keys (1 cls + 16x16 patch)`."""
     parts = [
         f"{segment.grid[0]}x{segment.grid[1]} {segment.kind}" if segment.grid else f"{segment.count} {segment.kind}"
         for segment in site_class.key_segments

@@ -47,8 +47,8 @@ else:
 class Trace(TraceSelection):
     """A trace, opened for reading: nothing but metadata is read until something is computed.
 
-    A trace looks at one context (what the keys are) and one branch of classifier-free guidance at a time: the first
-    present of reference, image-prompt, text and self, and `conditional`, unless `sel` chooses others. Traces are
+    One context (what the keys are) and one branch of classifier-free guidance are selected at a time: the first present
+    of reference, image-prompt, text and self, and `conditional`, unless `sel` chooses others. Traces are
     immutable; `sel` gives another one.
 
     The methods `ulam`, `tlam`, `hlam`, `llam`, `sram`, `token_map`, `marginals`, `correspondence`, `plot` and
@@ -148,13 +148,13 @@ def trace_of(stored: StoredTrace) -> Trace:
     present = {site_class.context for site_class in manifest.classes}
     context = next((context for context in CONTEXT_PREFERENCE if context in present), None)
     branches = branches_of(manifest, context)
-    finished = stored.finished_places
+    finished = stored.finished_steps
     return Trace(
         stored=stored,
         calls=stored.array(TIME)[:],
         timestep_values=stored.array(TIMESTEP)[:],
-        finished_places=finished,
-        step_places=finished,
+        finished_steps=finished,
+        selected_steps=finished,
         context=context,
         branch=branches[0] if branches else None,
     )

@@ -29,7 +29,7 @@ Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 """Traces, folders of traces, globs and addresses of them."""
 
 OPENING_THREADS: Final = 16
-"""Traces that are opened at the same time: opening waits for the server or the disk, not for the processor."""
+"""Number of traces opened at the same time: opening waits for the server or the disk, not for the processor."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,7 +42,7 @@ class Traces:
     members: tuple[Trace, ...]
     """The traces, in the order of the sources."""
     broken: Mapping[str, str]
-    """Why each source that is left out could not be opened, by where it lies."""
+    """Why each source that is left out could not be opened, by its path or address."""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -50,8 +50,8 @@ class Traces:
     def __iter__(self) -> Iterator[Trace]:
         return iter(self.members)
 
-    def __getitem__(self, place: int) -> Trace:
-        return self.members[place]
+    def __getitem__(self, index: int) -> Trace:
+        return self.members[index]
 
     def __repr__(self) -> str:
         left_out = f", {len(self.broken)} broken ones left out" if self.broken else ""
@@ -59,7 +59,7 @@ class Traces:
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
-        """Module paths of the selected layers that any trace has, in the order in which they are first met."""
+        """Module paths of the selected layers that any trace has, in order of first appearance."""
         return tuple(dict.fromkeys(layer for trace in self.members for layer in trace.layers))
 
     @cached_property
@@ -145,7 +145,7 @@ def open_traces(
 
 
 def find_traces(sources: Sources, *, storage_options: Mapping[str, Any] | None = None) -> tuple[str, ...]:
-    """Where the traces lie that sources name; nothing of them is read.
+    """Paths and addresses of the traces that sources name; nothing of them is read.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def map_each(
     size: tuple[int, int],
     options: Mapping[str, Any],
 ) -> xr.DataArray:
-    """A map of every trace, lazily, one task each: the dims of the map after `trace`.
+    """Lazy map of every trace, one task each, with the dims of the map after `trace`.
 
     A layer, head or group of steps that a trace lacks is NaN in its map.
     """
@@ -218,12 +218,12 @@ def _one_of_each_layout(traces: Traces) -> Iterable[Trace]:
 
 
 def _layout(trace: Trace) -> tuple[Any, ...]:
-    """What decides the labels of a trace's maps."""
+    """Key of the labels of a trace's maps: equal for traces whose maps have equal labels."""
     return trace.classes, trace.steps
 
 
 def _union(labels: Collection[NDArray[Any]]) -> NDArray[Any]:
-    """Numbers in their order; names in the order in which they are first met."""
+    """Union of labels: numbers sorted, names in order of first appearance."""
     met = list(dict.fromkeys(label for some in labels for label in some.tolist()))
     numbers = all(isinstance(label, int) for label in met)
     return np.array(sorted(met) if numbers else met)
@@ -267,7 +267,7 @@ def _find(source: str, storage_options: Mapping[str, Any] | None) -> list[str]:
 
 
 def _traces_below(path: Path) -> Iterator[str]:
-    """A trace itself, or those in a folder at any depth; nothing below a trace is looked at."""
+    """A trace itself, or those in a folder at any depth; folders inside a trace are not searched."""
     if path.is_file() or (path / "zarr.json").exists():
         yield str(path)
         return

@@ -161,7 +161,7 @@ def _scores(trace: Trace, selected: SelectedClass) -> da.Array:
     heads = split(selected.heads, max(1, rows // site_class.queries))
     queries = split(tuple(range(site_class.queries)), rows)
     source = ClassSource.of(trace.stored, site_class)
-    make = partial(_scores_block, source, trace.step_places, selected.layers, heads, queries)
+    make = partial(_scores_block, source, trace.selected_steps, selected.layers, heads, queries)
     inner = tuple(map(len, heads)), tuple(map(len, queries)), (site_class.keys,)
     return array_of_blocks(
         make, f"scores-{tokenize(trace, selected.group)}", (*_one_by_one(trace, selected), *inner), dtype
@@ -201,7 +201,7 @@ def _stored(
     require_steps(trace)
     stored = source.arrays[name]
     inner = stored.shape[2:] if heads is None else (len(heads), *stored.shape[3:])
-    make = partial(_stored_block, source, name, trace.step_places, selected.layers, heads)
+    make = partial(_stored_block, source, name, trace.selected_steps, selected.layers, heads)
     chunks = (*_one_by_one(trace, selected), *((length,) for length in inner))
     return array_of_blocks(make, f"stored-{tokenize(trace, selected.group, name)}", chunks, stored.dtype)
 
