@@ -1,4 +1,4 @@
-"""`attrace diff`: what differs between two traces."""
+"""`attrace diff`: the differences between two traces."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from attrace.cli.shared.output import print_json
 @json_option
 @click.pass_context
 def diff(ctx: click.Context, first: str, second: str, as_json: bool) -> None:
-    """Say what differs between the content of two traces.
+    """Show the differences between the content of two traces.
 
-    Manifest, shapes, and values with the largest absolute difference of each array. When and by what they were
-    written, and how they are packed, does not count. Exits with 0 where nothing differs, with 1 where something does.
+    Compares the manifests, the shapes, and the values, with the largest absolute difference of each array. Ignores
+    when and by what the traces were written, and how they are packed. Exits with 0 if nothing differs, else 1.
     """
     from attrace.analysis.integrity.diff import diff as differences
 

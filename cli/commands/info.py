@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     epilog=examples("attrace info run.zarr", "attrace info run.zarr --layers", "attrace info run.zarr --json")
 )
 @trace_argument
-@click.option("--layers", "with_layers", is_flag=True, help="List every layer.")
+@click.option("--layers", "with_layers", is_flag=True, help="List every layer, with the label that selects it.")
 @json_option
 def info(trace: str, with_layers: bool, as_json: bool) -> None:
     """Show what a trace holds.
 
-    Model, steps, layers by class, encoding, sizes, pictures. Reads metadata only.
+    Lists the model, steps, layers by class, encodings, sizes and pictures. Reads metadata only.
     """
     from attrace.analysis import open_trace
 

@@ -62,8 +62,8 @@ def pack(
 ) -> None:
     """Pack a trace, or a part of it, into one zip file.
 
-    Every command reads the file as it is, from disk or an address. What is left out is named in it. Written whole or
-    not at all; the same trace gives the same bytes.
+    Every command reads the file directly, from disk or an address. The file lists what was left out. It is written
+    whole or not at all, and the same trace gives the same bytes.
     """
     from attrace.analysis import pack as pack_trace
 

@@ -1,4 +1,4 @@
-"""`attrace precompute`: keep the marginals in the trace, so that every map after that is instant."""
+"""`attrace precompute`: store the marginals in a trace, so that maps are fast."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from attrace.cli.shared.output import dask_progress
 )
 @overwrite_option
 def precompute(trace: str, device: str | None, overwrite: bool) -> None:
-    """Keep the marginals in a trace, so that maps are instant.
+    """Store the marginals in a trace, so that maps are fast.
 
-    One pass over the data gives both directions; every level of map is a mean of them. What is there and up to date is
-    kept, unless --overwrite. Prints the path of the trace.
+    One pass over the data computes both directions; the map of every level is a mean of them. Marginals that are up to
+    date are not computed again, unless --overwrite. Prints the path of the trace.
     """
     from attrace.analysis import precompute as keep_marginals
 

@@ -18,7 +18,7 @@ from attrace.cli.shared.output import bytes_text, check_output, chunk_progress, 
 def pull(url: str, trace: Path, as_json: bool) -> None:
     """Copy a trace from an address.
 
-    Checks every checksum before the trace gets its name; run it again after an interruption.
+    Checks every checksum before the trace gets its name. Run the command again after an interruption.
     """
     from attrace.analysis.sharing.transfer import pull as pull_trace
 

@@ -17,8 +17,9 @@ from attrace.cli.shared.output import bytes_text, chunk_progress, print_json, sa
 def push(trace: str, url: str, as_json: bool) -> None:
     """Copy a trace to an address.
 
-    Such as s3://, gs://, hf://datasets/owner/name/run.zarr, or a packed trace to one that ends in .zip. Skips what is
-    there with the same size and checksum, and reads back what it sent: run it again after an interruption.
+    For example to s3://, gs:// or hf://datasets/owner/name/run.zarr; a packed trace goes to an address that ends in
+    .zip. Skips files that are there with the same size and checksum, and reads back what it sent. Run the command
+    again after an interruption.
     """
     from attrace.analysis.sharing.transfer import push as push_trace
 

@@ -21,8 +21,8 @@ from attrace.cli.shared.options import LocalPath, examples, trace_argument
 def repair(trace: str, output: Path | None) -> None:
     """Complete an interrupted trace to a valid shorter one.
 
-    Keeps every finished step, cuts what was begun after it, and writes the metadata anew: in place, or in a copy. Not
-    for a trace that is still being recorded.
+    Keeps every finished step, removes what was begun after the last one, and writes the metadata anew, in place or in a
+    copy. Do not use it on a trace that is still being recorded.
     """
     from attrace.analysis.integrity.repair import repair as complete
 

@@ -17,7 +17,7 @@ from attrace.cli.shared.output import check_output
 def unpack(packed: Path, trace: Path, overwrite: bool) -> None:
     """Unpack a trace into a folder.
 
-    Refuses a file that would write elsewhere: absolute names, `..`, links. Written whole or not at all.
+    Refuses a file that would write elsewhere: absolute names, `..`, links. The trace is written whole or not at all.
     """
     from attrace.analysis import unpack as unpack_trace
 

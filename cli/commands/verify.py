@@ -18,8 +18,8 @@ from attrace.cli.shared.output import chunk_progress, print_json
 def verify(ctx: click.Context, trace: str, as_json: bool) -> None:
     """Check every part of a trace against the format.
 
-    Reads every chunk: structure, checksums, finite values, finished steps. Prints each problem with the array and chunk
-    at fault; exits with 3 if there is one.
+    Reads every chunk and checks structure, checksums, finite values and finished steps. Prints each problem with its
+    array and chunk, and exits with 3 if there is one.
     """
     from attrace.analysis.integrity.verify import verify as check
 

@@ -1,4 +1,4 @@
-"""What the errors of a command are to its user: one line on stderr, and an exit code."""
+"""Errors of a command as its user sees them: one line on stderr, and an exit code."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Failure(click.ClickException):
 
 
 class Usage(Failure):
-    """What was asked for does not fit the trace or the model."""
+    """A request that does not fit the trace or the model."""
 
     exit_code = USAGE
 
 
 class InvalidTrace(Failure):
-    """A store is no trace, or one that breaks the format."""
+    """A store that is not a trace, or one that breaks the format."""
 
     exit_code = INVALID_TRACE
 

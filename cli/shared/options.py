@@ -21,7 +21,7 @@ CONTEXTS = ("reference", "text", "image-prompt", "self")
 
 
 class LocalPath(click.Path):
-    """A path on this machine to write to, as a Path; an address is refused, as a folder `s3:` would be made of it."""
+    """Path on this machine to write to; an address is refused, because it would make a folder named `s3:`."""
 
     def __init__(self, advice: str = "write it here, then copy it there with a tool of that store") -> None:
         super().__init__(path_type=Path)
@@ -38,7 +38,7 @@ class LocalPath(click.Path):
 
 
 def examples(*lines: str) -> str:
-    """The end of a help text: examples that a test runs; a line break in one becomes a shell's continuation."""
+    """Examples at the end of a help text, which a test runs; a line break becomes a line continuation of the shell."""
     shown = [line.replace("\n", " \\\n      ") for line in lines]
     return "\n".join(["\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {line}" for line in shown)])
 
@@ -93,7 +93,7 @@ def kept_steps(text: str) -> slice | tuple[int, ...]:
 
 
 def comma_list(text: str) -> tuple[str, ...]:
-    """Words, such as `images,prompts`."""
+    """Comma-separated words, such as `images,prompts`."""
     words = tuple(part.strip() for part in text.split(","))
     if not all(words):
         raise click.BadParameter(f"expected words with commas between, found {text!r}")
@@ -110,7 +110,7 @@ def byte_size(text: str) -> int:
 
 
 def text_or_file(value: str | None) -> str | None:
-    """A text, or with `@` before its name the content of a file."""
+    """Text as given, or the content of a file whose name follows `@`."""
     if value is None or not value.startswith("@"):
         return value
     return Path(value[1:]).read_text(encoding="utf-8")
@@ -127,7 +127,7 @@ trace_argument = click.argument("trace", metavar="TRACE")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 licence_option = click.option("--licence", metavar="TEXT", help="Terms of use, such as CC-BY-4.0.")
 citation_option = click.option("--citation", metavar="TEXT", help="How to cite the trace; @FILE reads it from a file.")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 size_option = click.option(
     "--size", type=size, metavar="ROWSxCOLUMNS", help="Rows and columns of the maps; by default the finest grid."
 )
@@ -135,7 +135,7 @@ direction_option = click.option(
     "--direction",
     type=click.Choice(DIRECTIONS),
     multiple=True,
-    help="r2g: over the generated picture; g2r: over the reference. All that there are by default.",
+    help="r2g: over the generated picture; g2r: over the reference. By default both, where they exist.",
 )
 density_option = click.option(
     "--density/--no-density", default=None, help="Relative to even attention (1), so that layers of all grids compare."
@@ -143,12 +143,12 @@ density_option = click.option(
 compat_option = click.option(
     "--compat",
     type=click.Choice(("i2am",)),
-    help="As the published code of I2AM does it: its layers, summed over steps.",
+    help="Follow the published code of I2AM: its layers, summed over steps.",
 )
 resampler_option = click.option(
     "--resampler",
     type=click.Choice(("last", "rollout")),
-    help="g2r of an IP-Adapter Plus: lay its tokens on the patches, by the resampler's last layer or all of them.",
+    help="g2r of an IP-Adapter Plus: map its tokens to patches, by the last layer of the resampler or all of them.",
 )
 level_option = click.option(
     "--level", type=click.Choice(LEVELS), multiple=True, default=LEVELS, help="May be repeated; all by default."
@@ -172,12 +172,14 @@ def selection_options(command: Command) -> Command:
     for option in reversed(
         [
             layers_option,
-            click.option("--heads", multiple=True, type=click.IntRange(min=0), help="Heads; may be repeated."),
+            click.option(
+                "--heads", multiple=True, type=click.IntRange(min=0), help="Heads by number; may be repeated."
+            ),
             click.option("--steps", type=step_range, metavar="FIRST:LAST", help="Steps, both ends included."),
             click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are."),
             click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance."),
             click.option(
-                "--picture", type=click.IntRange(min=0), help="Which picture, from 0, where the keys hold several."
+                "--picture", type=click.IntRange(min=0), help="One of several pictures in the keys, counted from 0."
             ),
         ]
     ):

@@ -13,7 +13,7 @@ import click
 
 
 def say(message: str) -> None:
-    """Tell something that is no data."""
+    """Print a message that is not data."""
     click.echo(message, err=True)
 
 
@@ -51,14 +51,14 @@ def bytes_text(size: float) -> str:
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse to write over what is there, before any work is done.
+    """Refuse to overwrite existing output, before any work is done.
 
     Raises
     ------
     FileExistsError
-        If something is there and is not to be overwritten.
+        If something exists and is not to be overwritten.
     NotADirectoryError, FileNotFoundError
-        If the folder to write into is none.
+        If the parent is not a folder.
     """
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another path, or pass --overwrite")
@@ -68,7 +68,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def chunk_progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr: a function that takes how many of how many are done; None if that is no terminal."""
+    """Progress bar on stderr, as a function of the done and total counts; None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -83,7 +83,7 @@ def chunk_progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
 
 @contextmanager
 def dask_progress() -> Iterator[None]:
-    """Show the progress of dask on stderr, where that is a terminal."""
+    """Progress bar of dask on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
