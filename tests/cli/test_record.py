@@ -174,7 +174,12 @@ def test_a_profile_and_another_network_are_named(run: Run, tmp_path: Path) -> No
     assert open_trace("run.zarr").manifest.capture["profile"] == "mine"
     not_recorded = run("info", "run.zarr", "--layers").stdout.partition("not recorded")[2].splitlines()[1:]
     assert not_recorded
-    assert all("attn1  self-attention of the picture" in row for row in not_recorded)
+    for row in not_recorded:
+        path, reason = row.split(maxsplit=1)
+        assert (path.rpartition(".")[2], reason) == (
+            "attn1",
+            "self-attention of the picture (self_attention=True records it)",
+        )
 
 
 @pytest.mark.parametrize(
