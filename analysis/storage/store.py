@@ -269,11 +269,21 @@ def _open(path: str, store: Store) -> StoredTrace:
             attribute = root.attrs.get(MANIFEST_ATTRIBUTE)
     except FileNotFoundError as error:
         kind = TraceNotFoundError if is_address(path) else TraceFormatError
-        raise kind(f"no trace at {path}: expected a Zarr v3 group (a file zarr.json), found none; check it") from error
+        advice = _advice(path)
+        raise kind(f"no trace at {path}: expected a Zarr v3 group (a file zarr.json), found none; {advice}") from error
     trace = StoredTrace(path, root, parse_manifest(attribute, where=path))
     sites = sum(len(one.sites) for one in trace.manifest.classes)
     trace.limits.check("sites", sites, f"{path}: {sites} layers")
     return trace
+
+
+def _advice(path: str) -> str:
+    """What to do about a path that is no trace; where it is a folder of one trace, its name."""
+    folder = Path(path)
+    traces = (
+        [] if is_address(path) else [*folder.glob("*.zip"), *(one.parent for one in folder.glob("[!.]*/zarr.json"))]
+    )
+    return f"did you mean {traces[0]}?" if len(traces) == 1 else "check it"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attrace.cli.shared.destination import MARK, Destination
-from attrace.cli.shared.errors import Failure
+from attrace.cli.shared.errors import Failure, Usage
 from attrace.cli.shared.options import (
     CONTEXTS,
     LocalPath,
@@ -21,7 +21,7 @@ from attrace.cli.shared.options import (
     overwrite_option,
     size,
 )
-from attrace.cli.shared.output import chunk_progress, print_json, print_table, say
+from attrace.cli.shared.output import chunk_progress, csv_cell, print_json, print_table, say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -117,7 +117,7 @@ def aggregate(
 
 def _require_pyarrow() -> None:
     if find_spec("pyarrow") is None:
-        raise Failure("a .parquet file needs pyarrow: pip install 'attrace[parquet]', or write a .csv")
+        raise Usage("a .parquet file needs pyarrow: pip install 'attrace[parquet]', or write a .csv")
 
 
 def _write(made: Aggregate, target: Destination) -> None:
@@ -127,7 +127,7 @@ def _write(made: Aggregate, target: Destination) -> None:
         if target.suffix == ".zarr":
             _plain(made.dataset).to_zarr(path, zarr_format=3)
         elif target.suffix == ".csv":
-            summary_table(made.dataset).to_csv(path, index=False)
+            summary_table(made.dataset).map(csv_cell).to_csv(path, index=False)
         else:
             summary_table(made.dataset).to_parquet(path, index=False)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +20,7 @@ from attrace.cli.shared.options import (
     overwrite_option,
     size,
 )
-from attrace.cli.shared.output import chunk_progress, print_json, print_table, say
+from attrace.cli.shared.output import chunk_progress, print_csv, print_json, print_table, say, show
 
 if TYPE_CHECKING:
     from attrace.analysis.studies.compare import Change, Comparison
@@ -168,12 +166,10 @@ def _as_json(made: Comparison, names: tuple[str, str]) -> dict[str, Any]:
 def _print_csv(made: Comparison) -> None:
     from attrace.analysis.studies.compare import ranked_changes
 
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("score", "of", "a", "b", "difference", "low", "high", "pairs"))
-    for score, one in _as_json(made, ("", ""))["scores"].items():
-        writer.writerow((score, "", *one.values()))
+    rows = [(score, "", *one.values()) for score, one in _as_json(made, ("", ""))["scores"].items()]
     for ranked in ranked_changes(made.dataset).values():
-        writer.writerows((one.score, one.of, "", "", one.difference, one.low, one.high, "") for one in ranked)
+        rows += [(one.score, one.of, "", "", one.difference, one.low, one.high, "") for one in ranked]
+    print_csv(("score", "of", "a", "b", "difference", "low", "high", "pairs"), rows)
 
 
 def _print(made: Comparison, names: tuple[str, str], top: int) -> None:
@@ -184,10 +180,10 @@ def _print(made: Comparison, names: tuple[str, str], top: int) -> None:
     header = ["score", *names, "difference", "low", "high", "pairs", "better"]
     print_table([header, *score_rows(made, names)], right=range(1, 7))
     if made.sets:
-        click.echo()
+        show()
         print_table(set_rows(made, names), right=range(1, 5))
     for score, ranked in ranked_changes(made.dataset).items():
-        click.echo()
+        show()
         print_table(_change_rows(score, ranked[:top]), right=(1, 2, 3))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attrace.cli.shared.options import LocalPath, examples, json_option, overwrite_option
-from attrace.cli.shared.output import check_output, dask_progress, print_json, print_paths, say
+from attrace.cli.shared.output import check_output, dask_progress, print_json, print_paths, say, show
 from attrace.cli.shared.recording import recorder_at_work
 from attrace.cli.shared.scores import print_scores, scores_as_json
 
@@ -50,7 +50,7 @@ def demo(output: Path, reference: Path | None, seed: int, steps: int, overwrite:
         print_json({"files": [str(file) for file in files], "scores": scores_as_json(scores)})
         return
     print_paths(files)
-    click.echo()
+    show()
     print_scores(scores)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from attrace.cli.shared.options import examples, json_option
-from attrace.cli.shared.output import print_json
+from attrace.cli.shared.output import print_json, show
 
 
 @click.command(epilog=examples("attrace diff run.zarr run.zarr", "attrace diff run.zarr packed.zip --json"))
@@ -27,7 +27,7 @@ def diff(ctx: click.Context, first: str, second: str, as_json: bool) -> None:
     for difference in differences(first, second):
         found.append(difference)
         if not as_json:
-            click.echo(str(difference))
+            show(difference)
     if as_json:
         print_json({"same": not found, "differences": [asdict(difference) for difference in found]})
     ctx.exit(1 if found else 0)

@@ -19,7 +19,7 @@ from attrace.cli.shared.options import (
     selection_options,
     trace_argument,
 )
-from attrace.cli.shared.output import bytes_text, dask_progress, print_json, say
+from attrace.cli.shared.output import bytes_text, dask_progress, print_json, say, show
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,7 +61,7 @@ def export(trace: str, output: str, scores: bool, overwrite: bool, as_json: bool
     if as_json:
         print_json({"output": output, "groups": {path: list(one.data_vars) for path, one in datasets.items()}})
     else:
-        click.echo(output)
+        show(output)
 
 
 def _datasets(trace: Trace, *, scores: bool) -> dict[str, xr.Dataset]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -15,7 +13,7 @@ import click
 
 from attrace.cli.shared.errors import Failure
 from attrace.cli.shared.options import LocalPath, density_option, examples, json_option
-from attrace.cli.shared.output import chunk_progress, print_json, print_table, say
+from attrace.cli.shared.output import chunk_progress, print_csv, print_json, print_table, say, show
 from attrace.cli.shared.recording import Run, recorder_at_work, run_options
 
 if TYPE_CHECKING:
@@ -118,7 +116,7 @@ def faithfulness(
     if as_json:
         print_json(told)
     elif as_csv:
-        _print_curves(found, listed)
+        print_csv(("input", "order", "hidden", "change"), _rows(found, listed))
     else:
         _print_areas(found)
 
@@ -223,12 +221,6 @@ def _rows(found: Faithfulness, jobs: Sequence[Job]) -> Iterator[tuple[str, str, 
             yield from ((job.output.stem, order, *pair) for pair in zip(found.fractions, curve, strict=True))
 
 
-def _print_curves(found: Faithfulness, jobs: Sequence[Job]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("input", "order", "hidden", "change"))
-    writer.writerows(_rows(found, jobs))
-
-
 def _print_areas(found: Faithfulness) -> None:
     """Print tables of the curves, areas and ratios."""
     header = ["order", *(f"hide {fraction:.0%}" for fraction in found.fractions[1:]), "deletion area", "insertion area"]
@@ -241,7 +233,7 @@ def _print_areas(found: Faithfulness) -> None:
         for order, area in found.areas.items()
     ]
     print_table([header, *rows], right=range(1, len(header)))
-    click.echo()
+    show()
     ratios = {"deletion, faithful above 1": found.deletion_ratio, "insertion, faithful below 1": found.insertion_ratio}
     lines = [[name, *(f"{value:.2f}" for value in asdict(one).values())] for name, one in ratios.items()]
     print_table([["top / random", "ratio", "low", "high"], *lines], right=(1, 2, 3))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attrace.cli.shared.options import examples, json_option, trace_argument
-from attrace.cli.shared.output import bytes_text, print_json, print_table
+from attrace.cli.shared.output import bytes_text, print_json, print_table, show
 from attrace.cli.shared.sizes import stored_sizes
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _print_facts(trace: Trace, sizes: dict[str, int] | None) -> None:
 
     size = "" if sizes is None else bytes_text(sum(sizes.values()))
     for name, value in facts(trace, size=size).items():
-        click.echo(f"{name:<10} {value}")
+        show(f"{name:<10} {value}")
 
 
 def _print_classes(trace: Trace, sizes: dict[str, int] | None) -> None:
@@ -78,7 +78,7 @@ def _print_classes(trace: Trace, sizes: dict[str, int] | None) -> None:
                 size,
             ]
         )
-    click.echo()
+    show()
     print_table(rows, right=(3, 4, 8))
 
 
@@ -91,7 +91,7 @@ def _print_layers(trace: Trace) -> None:
     labels = dict(zip(paths, short_labels(paths), strict=True))
     rows = [["order", "label", "layer", "module", "group"]]
     rows += [[str(site.order), labels[site.path], site.path, site.module, group] for site, group in found]
-    click.echo()
+    show()
     print_table(rows, right=(0,))
 
 
@@ -102,7 +102,7 @@ def _print_left_out(trace: Trace) -> None:
         return
     rows = [["not recorded", "why"]]
     rows += [[str(path), reason] for reason, paths in left_out.items() for path in _items(paths)]
-    click.echo()
+    show()
     print_table(rows)
 
 

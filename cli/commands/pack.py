@@ -21,7 +21,7 @@ from attrace.cli.shared.options import (
     text_or_file,
     trace_argument,
 )
-from attrace.cli.shared.output import bytes_text, check_output, chunk_progress, say
+from attrace.cli.shared.output import bytes_text, check_output, chunk_progress, say, show
 
 if TYPE_CHECKING:
     from attrace.analysis.sharing.pack import Without
@@ -80,4 +80,4 @@ def pack(
             **options,
         )
     say(bytes_text(packed.stat().st_size))
-    click.echo(str(packed))
+    show(packed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from attrace.cli.shared.options import examples, overwrite_option, trace_argument
-from attrace.cli.shared.output import dask_progress
+from attrace.cli.shared.output import dask_progress, show
 
 
 @click.command(epilog=examples("attrace precompute run.zarr"))
@@ -26,4 +26,4 @@ def precompute(trace: str, device: str | None, overwrite: bool) -> None:
 
     with dask_progress():
         keep_marginals(trace, overwrite=overwrite, device=device)
-    click.echo(trace)
+    show(trace)

@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from attrace.cli.shared.options import LocalPath, examples, json_option
-from attrace.cli.shared.output import bytes_text, check_output, chunk_progress, print_json, say
+from attrace.cli.shared.output import bytes_text, check_output, chunk_progress, print_json, say, show
 
 
-@click.command(epilog=examples("attrace pull memory://example/run.zarr pulled.zarr"))
+@click.command(epilog=examples("attrace pull s3://bucket/run.zarr pulled.zarr"))
 @click.argument("url", metavar="URL")
 @click.argument("trace", type=LocalPath("attrace pull copies to this machine, attrace push from it"), metavar="TRACE")
 @json_option
@@ -29,4 +29,4 @@ def pull(url: str, trace: Path, as_json: bool) -> None:
         print_json({"trace": str(trace), **asdict(done)})
         return
     say(f"{done.sent} of {done.files} files fetched, {bytes_text(done.bytes_sent)}; the others were there")
-    click.echo(str(trace))
+    show(trace)

@@ -7,10 +7,10 @@ from dataclasses import asdict
 import click
 
 from attrace.cli.shared.options import examples, json_option, trace_argument
-from attrace.cli.shared.output import bytes_text, chunk_progress, print_json, say
+from attrace.cli.shared.output import bytes_text, chunk_progress, print_json, say, show
 
 
-@click.command(epilog=examples("attrace push run.zarr memory://shared/run.zarr"))
+@click.command(epilog=examples("attrace push run.zarr s3://bucket/run.zarr"))
 @trace_argument
 @click.argument("url", metavar="URL")
 @json_option
@@ -29,4 +29,4 @@ def push(trace: str, url: str, as_json: bool) -> None:
         print_json({"url": url, **asdict(done)})
         return
     say(f"{done.sent} of {done.files} files sent, {bytes_text(done.bytes_sent)}; the others were there")
-    click.echo(url)
+    show(url)

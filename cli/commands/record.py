@@ -21,7 +21,7 @@ from attrace.cli.shared.options import (
     overwrite_option,
     text_or_file,
 )
-from attrace.cli.shared.output import check_output, print_json, say
+from attrace.cli.shared.output import check_output, print_json, say, show
 from attrace.cli.shared.recording import Run, recorder_at_work, run_options
 from attrace.cli.shared.sending import Sending
 
@@ -148,7 +148,7 @@ def _record_one(
         print_json({"trace": str(output), **asdict(recording.statistics)})
         return
     say(done_text(recording.statistics))
-    click.echo(str(output))
+    show(output)
 
 
 def _send(trace: Path, sending: Sending) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from attrace.cli.shared.options import LocalPath, examples, trace_argument
+from attrace.cli.shared.output import show
 
 
 @click.command(epilog=examples("attrace repair run.zarr", "attrace repair run.zarr -o repaired.zarr"))
@@ -27,4 +28,4 @@ def repair(trace: str, output: Path | None) -> None:
     from attrace.analysis.integrity.repair import repair as complete
 
     steps = complete(trace, output)
-    click.echo(f"{output or trace}: {steps} finished steps")
+    show(f"{output or trace}: {steps} finished steps")

@@ -17,7 +17,7 @@ from attrace.cli.shared.options import (
     trace_argument,
 )
 from attrace.cli.shared.output import dask_progress, print_json
-from attrace.cli.shared.scores import print_csv, print_scores, read_places, read_truth, scores_as_json
+from attrace.cli.shared.scores import print_scores, print_scores_csv, read_places, read_truth, scores_as_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,6 +111,6 @@ def score(
     if as_json:
         print_json(scores_as_json(scores))
     elif as_csv:
-        print_csv(scores)
+        print_scores_csv(scores)
     else:
         print_scores(scores, code)

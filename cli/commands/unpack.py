@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from attrace.cli.shared.options import LocalPath, examples, overwrite_option
-from attrace.cli.shared.output import check_output
+from attrace.cli.shared.output import check_output, show
 
 
 @click.command(epilog=examples("attrace unpack packed.zip unpacked.zarr"))
@@ -22,4 +22,4 @@ def unpack(packed: Path, trace: Path, overwrite: bool) -> None:
     from attrace.analysis import unpack as unpack_trace
 
     check_output(trace, overwrite=overwrite)
-    click.echo(str(unpack_trace(packed, trace, overwrite=overwrite)))
+    show(unpack_trace(packed, trace, overwrite=overwrite))

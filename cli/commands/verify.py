@@ -8,7 +8,7 @@ import click
 
 from attrace.cli.shared.errors import INVALID_TRACE
 from attrace.cli.shared.options import examples, json_option, trace_argument
-from attrace.cli.shared.output import chunk_progress, print_json
+from attrace.cli.shared.output import chunk_progress, print_json, show
 
 
 @click.command(epilog=examples("attrace verify run.zarr"))
@@ -29,12 +29,12 @@ def verify(ctx: click.Context, trace: str, as_json: bool) -> None:
         print_json({**asdict(report), "valid": report.valid})
     else:
         for problem in report.problems:
-            click.echo(f"problem: {problem}")
+            show(f"problem: {problem}")
         for note in report.notes:
-            click.echo(f"note: {note}")
+            show(f"note: {note}")
         verdict = "valid" if report.valid else f"{len(report.problems)} problems"
-        click.echo(f"{trace}: {verdict}; {report.steps} steps, {report.arrays} arrays, {report.chunks} chunks read")
+        show(f"{trace}: {verdict}; {report.steps} steps, {report.arrays} arrays, {report.chunks} chunks read")
         if report.content_id is not None:
-            click.echo(f"content {report.content_id}")
+            show(f"content {report.content_id}")
     if not report.valid:
         ctx.exit(INVALID_TRACE)

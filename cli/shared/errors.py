@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import click
 
+from attrace.cli.shared.output import escaped_lines
+
 USAGE = 2
 INVALID_TRACE = 3
 
@@ -17,6 +19,10 @@ RECORD_EXTRA = ("torch", "diffusers", "transformers", "accelerate", "safetensors
 
 class Failure(click.ClickException):
     """An error of attrace or of the system."""
+
+    def format_message(self) -> str:
+        """The message; text of a trace in it cannot steer the terminal."""
+        return escaped_lines(self.message)
 
 
 class Usage(Failure):
@@ -45,7 +51,7 @@ def recorder_needed(command: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in RECORD_EXTRA:
             raise
-        raise Failure(f'attrace {command} needs {error.name}: pip install "attrace[record]"') from error
+        raise Usage(f'attrace {command} needs {error.name}: pip install "attrace[record]"') from error
 
 
 def _kind(error: Exception) -> type[Failure] | None:
@@ -55,9 +61,9 @@ def _kind(error: Exception) -> type[Failure] | None:
 
     if isinstance(error, TraceFormatError):
         return InvalidTrace
-    if isinstance(error, InputError | SelectionError):
+    if isinstance(error, InputError | SelectionError | ImportError):
         return Usage
-    if isinstance(error, AttraceError | ImportError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, AttraceError) or type(error).__name__ == "OutOfMemoryError":
         return Failure
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         return Failure

@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from attrace.cli.shared.errors import Failure, as_failure
-from attrace.cli.shared.output import bytes_text, print_json, say
+from attrace.cli.shared.output import bytes_text, print_json, say, show
 from attrace.cli.shared.sending import Sending
 
 if TYPE_CHECKING:
@@ -77,7 +75,7 @@ def record_list(
         results.append(done)
         say(f"[{len(results)}/{len(jobs)}] {_line(done)}")
         if done.state != "failed" and not as_json:
-            click.echo(str(done.job.output))
+            show(done.job.output)
 
     left: list[Job] = []
     try:

@@ -1,29 +1,73 @@
-"""Printing: data on stdout, everything else on stderr."""
+"""Printing: data on stdout, everything else on stderr; text steers no terminal and no spreadsheet."""
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
+
+_STEERING: Final = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
+"""Terminal escapes, line breaks, marks that turn the direction of text, and halves of characters."""
+
+
+def escaped(text: str) -> str:
+    r"""A text with what could steer a terminal written out.
+
+    Examples
+    --------
+    >>> print(escaped("a\x1b[2Jb\nc"))
+    a\u001b[2Jb\nc
+    """
+    return _STEERING.sub(lambda found: json.dumps(found.group())[1:-1], text)
+
+
+def escaped_lines(text: str) -> str:
+    """Lines of ours that may hold text of a trace, each escaped."""
+    return "\n".join(map(escaped, text.split("\n")))
 
 
 def say(message: str) -> None:
     """Print a message that is not data."""
-    click.echo(message, err=True)
+    click.echo(escaped_lines(message), err=True)
+
+
+def show(line: object = "") -> None:
+    """Print a line of data."""
+    click.echo(escaped(str(line)))
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document; numbers that JSON lacks (NaN, infinities) become null."""
-    click.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(escaped_lines(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)))
+
+
+def print_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table as CSV."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a table that a spreadsheet may open: no text begins as a formula does."""
+    if not isinstance(value, str):
+        return value
+    text = escaped(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def print_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
     """Print rows in columns, the first row being the header; columns in `right` are aligned to the right."""
+    rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = [
@@ -108,4 +152,4 @@ def _plain(value: Any) -> Any:
 def print_paths(paths: Sequence[Path]) -> None:
     """Print one path a line."""
     for path in paths:
-        click.echo(str(path))
+        show(path)

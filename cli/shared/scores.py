@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +9,7 @@ import click
 
 from attrace.cli.shared.inputs import read_picture
 from attrace.cli.shared.options import box
-from attrace.cli.shared.output import print_table
+from attrace.cli.shared.output import print_csv, print_table, show
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +50,7 @@ def print_scores(scores: xr.Dataset, code: str | None = None) -> None:
             boxes = [_box_text(one[name]) for name in ("box", "mask_box")]
             rows.append([f"ulam_{direction}", *numbers, *shares, *boxes, f"{float(one['iou']):.2f}"])
         print_table(rows, right=range(1, len(rows[0])))
-        click.echo()
+        show()
     rows = [["map", "entropy", "tokens", "even", "heads agree", "layers agree", "drift"]]
     for direction, one in maps.items():
         sharp = [f"{float(one['entropy']):.2f}", f"{float(one['effective_tokens']):.0f}", f"{int(one['cells'])}"]
@@ -64,19 +62,17 @@ def print_scores(scores: xr.Dataset, code: str | None = None) -> None:
     if "correspondence_error" in scores:
         errors = scores["correspondence_error"]
         lines = zip(errors["layer"].values.tolist(), errors.values.tolist(), strict=True)
-        click.echo()
+        show()
         print_table(
             [["layer", "correspondence error"], *([layer, _number(one, 2)] for layer, one in lines)], right=(1,)
         )
 
 
-def print_csv(scores: xr.Dataset) -> None:
+def print_scores_csv(scores: xr.Dataset) -> None:
     """Print one line for each number."""
     from attrace.analysis.scores.trace_scores import Score, score_table
 
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(Score._fields)
-    writer.writerows(score_table(scores))
+    print_csv(Score._fields, score_table(scores))
 
 
 def read_truth(file: str, trace: Trace) -> NDArray[np.uint8]:
@@ -135,7 +131,7 @@ def _print_picture(scores: xr.Dataset) -> None:
     if "lpips" in scores:
         last = ("LPIPS", _number(float(scores["lpips"]), 4), "")
         rows = [[*row, one] for row, one in zip(rows, last, strict=False)]
-    click.echo()
+    show()
     print_table(rows, right=(1, 2, 3))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import zarr
 from click.testing import Result
 
-from attrace.cli.shared.errors import recorder_needed
+from attrace.cli.shared.errors import Usage, recorder_needed
+from attrace.cli.shared.output import csv_cell
 
 from .conftest import Run
 
@@ -174,10 +176,92 @@ def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_missing_recorder_says_how_to_install_it() -> None:
-    with pytest.raises(Exception, match=r'pip install "attrace\[record\]"'), recorder_needed("record"):
+    with pytest.raises(Usage, match=r'pip install "attrace\[record\]"'), recorder_needed("record"):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
     with pytest.raises(ModuleNotFoundError, match="numpyy"), recorder_needed("record"):
         raise ModuleNotFoundError("No module named 'numpyy'", name="numpyy")
+
+
+MISSING = {
+    "obstore": ("info", "s3://bucket/run.zarr"),
+    "huggingface_hub": ("info", "hf://datasets/owner/name/run.zarr"),
+    "distributed": ("aggregate", "run.zarr", "-o", "statistics.csv", "--scheduler", "tcp://127.0.0.1:1"),
+    "torch": ("precompute", "run.zarr", "--device", "cpu"),
+    "bokeh": ("report", "run.zarr", "-o", "report.html"),
+}
+"""What is not part of the package alone, and a command that needs it."""
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_an_extra_installs_is_asked_for_as_wrong_usage(
+    run: Run, trace: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert trace.is_dir()
+    for module in [one for one in sys.modules if one.partition(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    error = failed(run(*MISSING[name]), 2)
+    assert "pip install" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_parquet_asks_for_its_library(run: Run, trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trace.is_dir()
+    monkeypatch.setattr("attrace.cli.commands.aggregate.find_spec", lambda _: None)
+    assert "needs pyarrow" in failed(run("aggregate", "run.zarr", "-o", "scores.parquet"), 2)
+
+
+def test_a_folder_of_one_trace_names_it(run: Run, trace: Path) -> None:
+    trace.rename(trace.parent / "demo.zarr")
+    error = failed(run("info", "."), 3)
+    assert "did you mean demo.zarr?" in error
+    (trace.parent / "other.zip").touch()
+    assert "check it" in failed(run("info", "."), 3)
+
+
+STEERING = "\x1b]0;owned\x07\x9b2J\nfake line\u202e\r=cmd"
+
+
+@pytest.fixture
+def hostile(trace: Path) -> Path:
+    """A trace whose texts and layers hold terminal escapes and line breaks."""
+    document = json.loads((trace / "zarr.json").read_text())
+    manifest = document["attributes"]["attrace"]
+    manifest["denoiser"]["model_id"] = STEERING
+    for site in manifest["classes"][0]["sites"]:
+        site["path"] = f"={site['path']}\u202e"  # the format allows no other controls there
+    (trace / "zarr.json").write_text(json.dumps(document))
+    return trace
+
+
+@pytest.mark.usefixtures("hostile")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info", "run.zarr"),
+        ("info", "run.zarr", "--layers"),
+        ("info", "run.zarr", "--json"),
+        ("verify", "run.zarr"),
+        ("score", "run.zarr", "--csv"),
+        ("maps", "run.zarr", "-o", "maps.npz", "--layers", "none"),
+        ("diff", "run.zarr", "run.zarr"),
+    ],
+    ids=" ".join,
+)
+def test_text_of_a_trace_steers_neither_terminal_nor_spreadsheet(run: Run, arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    printed = result.stdout + result.stderr
+    assert not set("\x1b\x07\x9b\u202e\r") & set(printed)
+    assert not any(line.startswith(("fake", "=")) for line in printed.splitlines())
+    assert arguments[0] != "info" or r"\u001b]0;owned" in printed
+
+
+def test_no_text_of_a_table_is_a_formula() -> None:
+    assert [csv_cell(one) for one in ("=1+1", "+1", "-1", "@a", "\t=1", "a=1", -1.5)] == [
+        *("'=1+1", "'+1", "'-1", "'@a", r"\t=1", "a=1"),
+        -1.5,
+    ]
 
 
 def test_streams_and_exit_code_of_the_installed_command(trace: Path) -> None:
@@ -192,3 +276,9 @@ def test_streams_and_exit_code_of_the_installed_command(trace: Path) -> None:
     assert done.returncode == 3
     done = subprocess.run([command, "verify"], capture_output=True, text=True)
     assert done.returncode == 2
+
+
+def test_every_line_is_printed_where_it_is_escaped() -> None:
+    folder = Path(__file__).parents[2] / "cli"
+    prints = {path.name for path in folder.rglob("*.py") if re.search(r"click\.echo|csv\.writer", path.read_text())}
+    assert prints == {"output.py", "reference.py"}

@@ -175,7 +175,7 @@ def test_jobs_of_workers_that_are_killed_at_random_are_neither_lost_nor_done_twi
             if victims and killed.total() < 12:
                 victim = choice.choice(victims)
                 killed[at_work[victim]] += 1
-                os.kill(client.scheduler_info()["workers"][victim]["pid"], signal.SIGKILL)
+                os.kill(client.run(os.getpid, workers=[victim])[victim], signal.SIGKILL)
 
     @contextmanager
     def watched(*arguments: Any) -> Iterator[Any]:
