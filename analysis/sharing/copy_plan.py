@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import zarr
@@ -40,6 +41,18 @@ READ_FIRST: Final = (TIME, TIMESTEP, STEP_DONE)
 """Arrays that opening a trace reads: they stand at the end of the file, beside its table of contents."""
 
 ChunkIndex = tuple[int, ...]
+
+Region = tuple[slice, ...]
+"""Part of an array of the copy, of whole chunks."""
+
+Layout = Literal["read", "recorded"]
+"""What one chunk holds of the data of a layer: all steps for some queries, or one step for all of them."""
+
+READ_CHUNK_BYTES: Final = 2**18
+"""Bytes of a chunk of the read layout, before compression: a patch is read with little else, in few requests."""
+
+_REGION_BYTES: Final = 2**27
+"""Most bytes that are read at once to be arranged in other chunks."""
 
 _COMPRESSION: Final = ("zstd", "gzip", "blosc", "crc32c")
 
@@ -183,16 +196,21 @@ class ArrayCopy:
     """
     required: bool = False
     """Whether a chunk that the source lacks is an error."""
+    all_steps: bool = False
+    """Whether a chunk holds all steps of a layer, for some queries or keys: the read layout."""
 
     @cached_property
     def chunks(self) -> tuple[int, ...]:
-        """Length of a chunk along each dimension: the source's, and all layers where that holds all."""
-        return tuple(
-            len(positions) if dim == "layer" and chunk == length else chunk
-            for dim, positions, chunk, length in zip(
-                dims_of(self.source.array), self.positions, self._source_chunks, self.source.shape, strict=True
-            )
-        )
+        """Length of a chunk along each dimension; but for the read layout the source's, or all layers as it."""
+        dims, lengths = dims_of(self.source.array), [len(positions) for positions in self.positions]
+        if not self.all_steps:
+            whole = zip(dims, lengths, self._source_chunks, self.source.shape, strict=True)
+            return tuple(len_ if dim == "layer" and chunk == full else chunk for dim, len_, chunk, full in whole)
+        token = next(number for number, dim in enumerate(dims) if dim in ("query", "key"))
+        chunks = [1 if dim == "layer" else length for dim, length in zip(dims, lengths, strict=True)]
+        bytes_per_token = math.prod(chunks) // chunks[token] * self.source.dtype.itemsize
+        chunks[token] = min(max(READ_CHUNK_BYTES // bytes_per_token, 1), lengths[token])
+        return tuple(chunks)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -212,54 +230,73 @@ class ArrayCopy:
         """Whether chunks that hold the same values are the same bytes."""
         return bool(self.metadata["codecs"] == self.source.array.metadata.to_dict()["codecs"])
 
-    def indices(self) -> list[ChunkIndex]:
-        """Index of every chunk that the copy has."""
-        indices = itertools.product(*(range(len(blocks)) for blocks in self._blocks))
-        return [index for index in indices if self.stored_at is None or self.stored_at[index[:2]] >= 0]
+    def regions(self) -> list[Region]:
+        """Parts that are written one by one: chunks, or many of them where a chunk of the source holds some of each."""
+        lengths = list(self.chunks)
+        if self.all_steps and self.chunks != self._source_chunks:
+            token = next(n for n, dim in enumerate(dims_of(self.source.array)) if dim in ("query", "key"))
+            chunk_bytes = math.prod(self.chunks) * self.source.dtype.itemsize
+            lengths[token] *= max(_REGION_BYTES // chunk_bytes, 1)
+        starts = (range(0, len(one), length) for one, length in zip(self.positions, lengths, strict=True))
+        regions = (
+            tuple(slice(start, start + length) for start, length in zip(corner, lengths, strict=True))
+            for corner in itertools.product(*starts)
+        )
+        return [one for one in regions if self.stored_at is None or (self.stored_at[one[:2]] >= 0).any()]
 
-    def chunk_of_source(self, index: ChunkIndex) -> ChunkIndex | None:
-        """The chunk of the source that holds exactly what a chunk of the copy does; None where none does."""
+    def chunk_of_source(self, region: Region) -> ChunkIndex | None:
+        """The chunk of the source that holds exactly what a region of the copy does; None where none does."""
         if self.values is not None:
             return None
-        found = []
-        for blocks, at, chunk, length in zip(self._blocks, index, self._source_chunks, self.source.shape, strict=True):
-            number = blocks[at][0] // chunk
-            if blocks[at] != tuple(range(number * chunk, min((number + 1) * chunk, length))):
+        index = []
+        for number, (chunk, length) in enumerate(zip(self._source_chunks, self.source.shape, strict=True)):
+            positions = self._positions(region)[number]
+            if number == 0 and self.stored_at is not None and len(positions) == 1:
+                positions = (int(self.stored_at[region[:2]].item()),)
+            first = positions[0] // chunk * chunk
+            if positions != tuple(range(first, min(first + chunk, length))):
                 return None
-            found.append(number)
-        return tuple(found) if self.stored_at is None else (int(self.stored_at[index[:2]]), *found[1:])
+            index.append(first // chunk)
+        return tuple(index)
 
-    def chunks_around(self, index: ChunkIndex) -> Iterator[ChunkIndex]:
-        """Every chunk of the source that holds values of a chunk of the copy."""
-        numbers = (
-            dict.fromkeys(position // chunk for position in blocks[at])
-            for blocks, at, chunk in zip(self._blocks, index, self._source_chunks, strict=True)
-        )
-        return itertools.product(*numbers) if self.values is None else iter(())
-
-    def values_of(self, index: ChunkIndex) -> NDArray[Any]:
-        """The values of a chunk of the copy, read from whatever chunks hold them."""
-        source = self.chunk_of_source(index)
-        if source is not None:
-            return self.source[region_of(source, self._source_chunks)]
+    def chunks_of_source(self, region: Region) -> Iterator[ChunkIndex]:
+        """Every chunk of the source that holds values of a region of the copy."""
         if self.values is not None:
-            return self.values[region_of(index, self.chunks)]
-        copied = [blocks[at] for at, blocks in zip(index, self._blocks, strict=True)]
-        around = tuple(slice(min(positions), max(positions) + 1) for positions in copied)
-        values: NDArray[Any] = self.source[around][np.ix_(*(np.subtract(one, min(one)) for one in copied))]
+            return iter(())
+        numbers = [
+            dict.fromkeys(position // chunk for position in positions)
+            for positions, chunk in zip(self._positions(region), self._source_chunks, strict=True)
+        ]
+        if self.stored_at is not None:
+            stored_at = self.stored_at[region[:2]]
+            numbers[0] = dict.fromkeys((stored_at[stored_at >= 0] // self._source_chunks[0]).tolist())
+        return itertools.product(*numbers)
+
+    def values_of(self, region: Region) -> NDArray[Any]:
+        """The values of a region of the copy, read from whatever chunks hold them."""
+        if self.values is not None:
+            return self.values[region]
+        positions = self._positions(region)
+        if self.stored_at is not None:  # a region of one layer
+            of_steps = self.stored_at[region[:2]][:, 0]
+            positions = (tuple(of_steps[of_steps >= 0].tolist()), *positions[1:])
+        around = tuple(slice(min(one), max(one) + 1) for one in positions)
+        found: NDArray[Any] = self.source[around]
+        if any(len(one) != length for one, length in zip(positions, found.shape, strict=True)):
+            found = found[np.ix_(*(np.subtract(one, min(one)) for one in positions))]
+        if self.stored_at is None or len(found) == len(of_steps):
+            return found
+        values = np.full((len(of_steps), *found.shape[1:]), self.source.array.fill_value, found.dtype)
+        values[of_steps >= 0] = found
         return values
+
+    def _positions(self, region: Region) -> tuple[tuple[int, ...], ...]:
+        """For each dimension, the positions along the source's in a region of the copy."""
+        return tuple(positions[part] for positions, part in zip(self.positions, region, strict=True))
 
     @cached_property
     def _source_chunks(self) -> tuple[int, ...]:
         return self.source.array.shards or self.source.array.chunks
-
-    @cached_property
-    def _blocks(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
-        """For each dimension, the positions in each chunk of the copy."""
-        return tuple(
-            tuple(positions[at : at + chunk] for at in range(0, len(positions), chunk))
-            for positions, chunk in zip(self.positions, self.chunks, strict=True)
-        )
 
 
 def compressor_named(name: str, dtype: str, chunks: tuple[int, ...]) -> dict[str, Any] | None:
@@ -280,7 +317,7 @@ def compressor_named(name: str, dtype: str, chunks: tuple[int, ...]) -> dict[str
     return zarr.codecs.ZstdCodec(level=int(match[1])).to_dict()
 
 
-def array_copies(part: Part, codec: str | None) -> list[ArrayCopy]:
+def array_copies(part: Part, codec: str | None, layout: Layout) -> list[ArrayCopy]:
     """The arrays of the copy: what opening reads comes last."""
     stored = part.stored
     found = {path: member for path, member in part.members() if isinstance(member, zarr.Array)}
@@ -295,6 +332,8 @@ def array_copies(part: Part, codec: str | None) -> list[ArrayCopy]:
         copy = ArrayCopy(path, _source(stored, path, found[path]), positions, codec)
         if group is not None and name in DATA_ARRAYS - {CALLED} and path == f"{group}/{name}":
             copy = _of_called_layers(copy, name, part, group)
+        if layout == "read" and group is not None and path == f"{group}/{name}":
+            copy = replace(copy, all_steps=_is_read_by_patch(copy, name))
         # which layers were called, whose scores have a chunk, version 1 of the format does not say
         copies.append(replace(copy, required=stored.knows(path) and (name != SCORES or stored.manifest.major > 1)))
     if stored.manifest.status == "recording" and stored.manifest.major > 1:
@@ -326,9 +365,10 @@ def _times(part: Part, codec: str | None) -> Iterator[ArrayCopy]:
             yield ArrayCopy(f"{group}/{name}", source, (part.steps,), codec, values)
 
 
-def region_of(index: ChunkIndex, chunks: tuple[int, ...]) -> tuple[slice, ...]:
-    """Where a chunk lies in an array of such chunks."""
-    return tuple(slice(at * length, (at + 1) * length) for at, length in zip(index, chunks, strict=True))
+def _is_read_by_patch(copy: ArrayCopy, name: str) -> bool:
+    """Whether the read layout changes an array: the data of a class, but for keys that never change."""
+    once = copy.stored_at is not None and (copy.stored_at >= 0).sum(axis=0).max(initial=0) <= 1
+    return name in DATA_ARRAYS - {CALLED, KEY_STEP} and not once
 
 
 def dims_of(array: zarr.Array[Any]) -> tuple[str | None, ...]:

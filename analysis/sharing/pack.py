@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, get_args
 
@@ -21,10 +21,11 @@ from attrace.analysis.sharing.copy_plan import (
     READ_FIRST,
     ArrayCopy,
     ChunkIndex,
+    Layout,
     Part,
+    Region,
     array_copies,
     compressor_named,
-    region_of,
 )
 from attrace.analysis.storage.store import format_errors
 from attrace.analysis.trace.trace import Trace, open_trace
@@ -37,7 +38,7 @@ Without = Literal["images", "prompts", "arguments"]
 _DOCUMENT: Final = "zarr.json"
 
 Progress = Callable[[int, int], None]
-"""Called with the number of chunks copied so far and the number of all."""
+"""Called with the number of regions copied so far and the number of all."""
 
 
 def pack(
@@ -47,6 +48,7 @@ def pack(
     without: Collection[Without] = (),
     only_derived: bool = False,
     codec: str | None = None,
+    layout: Layout = "recorded",
     licence: str | None = None,
     citation: str | None = None,
     overwrite: bool = False,
@@ -72,6 +74,9 @@ def pack(
     codec
         Compress every chunk anew: `auto` as the recorder does by default, `zstd-1` to `zstd-22`, or `none`; None leaves
         them as they are.
+    layout
+        `read`: a chunk holds all steps of a layer for some queries, so that a patch is read from few chunks; or as
+        `recorded`: one step of a layer.
     licence
         Terms under which the copy may be used.
     citation
@@ -79,7 +84,7 @@ def pack(
     overwrite
         Replace a file that is there.
     progress
-        Called after each chunk.
+        Called after each chunk, or region of chunks.
 
     Returns
     -------
@@ -109,7 +114,7 @@ def pack(
     target = Path(target)
     damaged = format_errors(f"trace {trace.path} cannot be packed, it is damaged (attrace verify lists what is wrong)")
     with damaged, zip_writer(target, overwrite=overwrite) as archive:
-        _write(archive, part, manifest, array_copies(part, codec), progress)
+        _write(archive, part, manifest, array_copies(part, codec, layout), progress)
     return target
 
 
@@ -118,15 +123,14 @@ def _write(
 ) -> None:
     """Write the chunks and the metadata: those that opening a trace reads at the end."""
     metadata = _metadata(part, manifest, copies)
-    indices = {copy.path: copy.indices() for copy in copies}
-    done, total = itertools.count(1), sum(map(len, indices.values()))
+    regions = {copy.path: copy.regions() for copy in copies}
+    done, total = itertools.count(1), sum(map(len, regions.values()))
 
     def write_chunks(chosen: Iterable[ArrayCopy]) -> None:
         for copy in chosen:
-            for index in indices[copy.path]:
-                content = _content(copy, index, metadata)
-                if content is not None:
-                    archive.write(_key(copy, index), content)
+            for region in regions[copy.path]:
+                for key, content in _chunks(copy, region, metadata):
+                    archive.write(key, content)
                 if progress is not None:
                     progress(next(done), total)
 
@@ -163,24 +167,26 @@ def _metadata(part: Part, manifest: Manifest, copies: list[ArrayCopy]) -> Store:
     return store
 
 
-def _content(copy: ArrayCopy, index: ChunkIndex, metadata: Store) -> bytes | None:
-    """The bytes of a chunk of the copy; None where the source has none and need not."""
-    source, store = copy.chunk_of_source(index), copy.source.array.store
+def _chunks(copy: ArrayCopy, region: Region, metadata: Store) -> Iterator[tuple[str, bytes]]:
+    """Keys and bytes of the chunks of a region of the copy; none where the source has none and need not."""
+    source, store = copy.chunk_of_source(region), copy.source.array.store
     if source is not None:
         content = _get(store, _key(copy, source))
         if content is None:
             return _refuse_lost(copy, source) if copy.required else None
         if copy.same_codecs:
-            return content
+            yield _key(copy, tuple(part.start // n for part, n in zip(region, copy.chunks, strict=True))), content
+            return
     elif copy.required:
-        lost = next((one for one in copy.chunks_around(index) if not sync(store.exists(_key(copy, one)))), None)
+        lost = next((one for one in copy.chunks_of_source(region) if not sync(store.exists(_key(copy, one)))), None)
         if lost is not None:
             _refuse_lost(copy, lost)
     target = zarr.open_array(metadata, path=copy.path, mode="r+", config={"write_empty_chunks": True})
-    target[region_of(index, copy.chunks)] = copy.values_of(index)
-    content = _get(metadata, _key(copy, index))
-    sync(metadata.delete(_key(copy, index)))
-    return content
+    target[region] = copy.values_of(region)
+    counts = zip(region, copy.chunks, target.shape, strict=True)
+    for index in itertools.product(*(range(one.start // n, -(-min(one.stop, end) // n)) for one, n, end in counts)):
+        yield _key(copy, index), _get(metadata, _key(copy, index)) or b""
+        sync(metadata.delete(_key(copy, index)))
 
 
 def _refuse_lost(copy: ArrayCopy, index: ChunkIndex) -> NoReturn:
