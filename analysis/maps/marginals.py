@@ -233,11 +233,12 @@ class _ReadOfKept:
 
 def _computed_arrays(trace: Trace, plan: MarginalPlan) -> dict[Quantity, da.Array]:
     """From one pass over the data of the class, in tasks of a few steps of one layer."""
-    blocks = split(plan.steps, STEPS_PER_BLOCK)
+    source = ClassSource.of(trace.stored, plan.selected.site_class)
+    blocks = split(plan.steps, max(STEPS_PER_BLOCK, source.steps_in_chunk))
     selected = (plan.selected.group, plan.selected.layers, plan.selected.heads)
     token = tokenize(trace, selected, plan.steps, plan.query_weights, plan.key_weights, plan.quantities, plan.device)
     passed = array_of_blocks(
-        _Pass(plan, blocks, ClassSource.of(trace.stored, plan.selected.site_class)),
+        _Pass(plan, blocks, source),
         f"marginals-{token}",
         _chunks(plan, blocks, sum(plan.lengths)),
         plan.dtype,
@@ -267,9 +268,9 @@ class _Pass:
         weights = normalised(plan.of_queries()[queries]), normalised(plan.of_keys()[keys])
         passed = np.full((len(steps), 1, len(plan.selected.heads), sum(plan.lengths)), np.nan, plan.dtype)
         workspace = Workspace()
-        for place, values in enumerate(self.source.read(steps, plan.selected.layers[block[1]])):
+        for place, values in enumerate(self.source.read(steps, plan.selected.layers[block[1]], queries)):
             if values is not None:
-                wanted = select_values(values, plan.selected.heads, queries, keys)
+                wanted = select_values(values, plan.selected.heads, slice(None), keys)
                 passed[place, 0] = np.concatenate(_quantities(wanted, *weights, plan, workspace), axis=1)
         return passed
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,11 @@ from attrace.analysis.kernels.values import Factors, Scores, SiteValues
 from attrace.analysis.storage.store import StoredArray, StoredTrace
 from attrace.schemas import InputError, SiteClass, TraceFormatError
 from attrace.schemas.layout import CALLED, KEY, KEY_STEP, QUERY, SCORES, stored_name
+
+Queries = NDArray[np.int64] | slice
+"""Positions of queries; a slice stands for all of them."""
+
+_ALL: Final = slice(None)
 
 
 @dataclass(frozen=True)
@@ -41,14 +47,20 @@ class ClassSource:
         names += ["lse"] if site_class.has_lse else []
         return cls(site_class, {name: stored.array(f"{site_class.group}/{stored_name(name, major)}") for name in names})
 
-    def read(self, steps: Sequence[int], layer: int) -> Iterator[SiteValues | None]:
-        """The values of one layer in several steps, read one by one; None where it was not called, or a step is -1.
+    @property
+    def steps_in_chunk(self) -> int:
+        """Steps that one chunk of the data holds: reading one of them decodes all."""
+        return self.arrays[SCORES if self.site_class.encoding == "scores" else QUERY].array.chunks[0]
 
-        A key that several steps share is read once.
+    def read(self, steps: Sequence[int], layer: int, queries: Queries = _ALL) -> Iterator[SiteValues | None]:
+        """The values of one layer in several steps, in turn; None where it was not called, or a step is -1.
+
+        A key that several steps share is read once, and so are steps that lie in one chunk. Where `queries` are given
+        the values are of those alone, and only the chunks that hold them are read.
         """
         if self.site_class.encoding == "scores":
-            return self._read_scores(self._called(steps, layer), layer)
-        return self._read_factors(steps, layer)
+            return self._read_scores(self._called(steps, layer), layer, queries)
+        return self._read_factors(steps, layer, queries)
 
     def stored(self, name: str, step: int, layer: int) -> NDArray[Any] | None:
         """One (step, layer) of an array, and of keys those that the step used; None where the site was not called."""
@@ -88,32 +100,41 @@ class ClassSource:
             )
         return [int(found[step - first]) if step >= 0 else -1 for step in steps]
 
-    def _read_scores(self, steps: list[int], layer: int) -> Iterator[Scores | None]:
+    def _read_scores(self, steps: list[int], layer: int, queries: Queries) -> Iterator[Scores | None]:
+        scores_of, lse_of = (self._reader(name, layer, queries) for name in (SCORES, "lse"))
         for step in steps:
-            scores = self.arrays[SCORES][step, layer] if step >= 0 else None
+            scores = scores_of(step) if step >= 0 else None
             if scores is None or (CALLED not in self.arrays and _is_gap(scores)):
                 yield None
             else:
-                yield Scores(scores, lse=self._optional("lse", step, layer))
+                yield Scores(scores, lse=lse_of(step))
 
-    def _read_factors(self, steps: Sequence[int], layer: int) -> Iterator[Factors | None]:
+    def _read_factors(self, steps: Sequence[int], layer: int, queries: Queries) -> Iterator[Factors | None]:
+        query_of, lse_of = (self._reader(name, layer, queries) for name in (QUERY, "lse"))
+        read_key, bias_of = (self._reader(name, layer) for name in (KEY, "bias"))
         key_at, key = -1, None
         for step, stored_at in zip(steps, self._key_steps(steps, layer), strict=True):
             if stored_at < 0:
                 yield None
                 continue
             if key is None or stored_at != key_at:
-                key_at, key = stored_at, self.arrays[KEY][stored_at, layer]
-            yield Factors(
-                self.arrays[QUERY][step, layer],
-                key,
-                self.site_class.scale,
-                bias=self._optional("bias", step, layer),
-                lse=self._optional("lse", step, layer),
-            )
+                key_at, key = stored_at, read_key(stored_at)
+            yield Factors(query_of(step), key, self.site_class.scale, bias=bias_of(step), lse=lse_of(step))
 
-    def _optional(self, name: str, step: int, layer: int) -> NDArray[np.float32] | None:
-        return self.arrays[name][step, layer] if name in self.arrays else None
+    def _reader(self, name: str, layer: int, queries: Queries = _ALL) -> Callable[[int], Any]:
+        """A function of a step that reads an array of one layer; it gives None where the class has no such array."""
+        array = self.arrays.get(name)
+        if array is None:
+            return lambda _: None
+        length, of_queries = array.array.chunks[0], () if isinstance(queries, slice) else (slice(None), queries)
+        if length == 1:
+            return lambda step: array[(step, layer, *of_queries)]
+
+        @lru_cache(maxsize=1)
+        def steps_of_chunk(chunk: int) -> NDArray[Any]:
+            return array[(slice(chunk * length, (chunk + 1) * length), layer, *of_queries)]
+
+        return lambda step: steps_of_chunk(step // length)[step % length]
 
 
 def require_scores(stored: StoredTrace) -> None:

@@ -45,6 +45,13 @@ if TYPE_CHECKING:
 @click.option(
     "--codec", metavar="NAME", help="Compress anew: auto, as recorded by default; zstd-1 to zstd-22; or none."
 )
+@click.option(
+    "--layout",
+    type=click.Choice(("recorded", "read")),
+    default="recorded",
+    show_default=True,
+    help="Chunks of one step, as recorded; or of all steps for some queries, from which a patch is read at once.",
+)
 @licence_option
 @citation_option
 @overwrite_option

@@ -26,7 +26,7 @@ from attrace.schemas import (
     TraceFormatError,
     TraceNotFoundError,
 )
-from attrace.schemas.layout import DATA_ARRAYS
+from attrace.schemas.layout import DATA_ARRAYS, QUERY
 
 DATA = Path(__file__).parents[2] / "data"
 FACTORS = site_class(layers=("down.0.attn2", "mid.attn2", "up.0.attn2"), cls=True, group="reference/64x17h2d8")
@@ -132,6 +132,39 @@ class TestWhole:
             assert {name: content for name, content in _keys(packed).items() if "/c/" in name} == {
                 name: content for name, content in _keys(source).items() if "/c/" in name
             }
+
+
+class TestReadLayout:
+    @pytest.fixture(autouse=True)
+    def _several_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("attrace.analysis.sharing.copy_plan.READ_CHUNK_BYTES", 4096)
+
+    def test_values_and_maps_are_those_of_the_recorded_layout(self, made: MadeTrace, tmp_path: Path) -> None:
+        whole, trace = open_trace(made.path), open_trace(pack(made.path, tmp_path / "run.zip", layout="read"))
+        assert trace.manifest == whole.manifest
+        chunks = trace.stored.array(f"{FACTORS.group}/{QUERY}").array.chunks
+        assert chunks[:3] == (6, 1, 2)
+        assert chunks[3] < 64
+        for one in (FACTORS, SCORES):
+            np.testing.assert_array_equal(_scores(trace, one.group), _scores(whole, one.group))
+        for at in ((0, 0), (1, 1, 3, 3)):
+            np.testing.assert_allclose(sram(trace, at=at), sram(whole, at=at), rtol=1e-5)
+        steps = slice(1, 4)
+        np.testing.assert_array_equal(ulam(trace.sel(time=steps), keys="all"), ulam(whole.sel(time=steps), keys="all"))
+
+    def test_a_patch_needs_one_chunk_of_each_layer(self, made: MadeTrace, tmp_path: Path) -> None:
+        folder = unpack(pack(made.path, tmp_path / "run.zip", layout="read"), tmp_path / "run.zarr")
+        others = [path for path in (folder / FACTORS.group / QUERY).glob("c/0/*/0/*/0") if path.parent.name != "0"]
+        assert len(others) > 3
+        for path in others:
+            path.write_bytes(b"damaged")
+        np.testing.assert_allclose(
+            sram(open_trace(folder), at=(0, 0)), sram(open_trace(made.path), at=(0, 0)), rtol=1e-5
+        )
+
+    def test_it_is_packed_again_as_it_is(self, made: MadeTrace, tmp_path: Path) -> None:
+        once = pack(made.path, tmp_path / "run.zip", layout="read")
+        assert pack(once, tmp_path / "again.zip", layout="read").read_bytes() == once.read_bytes()
 
 
 class TestParts:
