@@ -9,11 +9,15 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from attrace.demo.data import SIZE
-from attrace.demo.model import FREQUENCIES, PATCH, condition_channels, own_position_features
+from attrace.demo.model import FREQUENCIES, PATCH, condition_channels, own_position_features, position_feature_count
 from attrace.demo.pipeline import PATCH_CHANNELS, InpaintPipeline, ddim_scheduler
 
 NEIGHBOURHOOD = 2 * PATCH
 """Rows and columns of pixels around a patch of the reference that its token of joint attention holds."""
+
+POSITION_START = PATCH_CHANNELS + 4 * PATCH**2
+"""Where the features of reference positions begin among the channels of a token: after the pixels of noisy patch,
+masked scene and mask."""
 
 
 class JointInpaintPipeline(InpaintPipeline):
@@ -67,8 +71,7 @@ class JointInpaintPipeline(InpaintPipeline):
         """Tokens (sample, token, channel) of references (sample, 3, row, column)."""
         around = F.unfold(reference, NEIGHBOURHOOD, padding=(NEIGHBOURHOOD - PATCH) // 2, stride=PATCH)
         places = own_position_features(reference, self.frequencies).flatten(2).expand(len(reference), -1, -1)
-        before = PATCH_CHANNELS + 4 * PATCH**2
-        placed = F.pad(places, (0, 0, before, 4))
+        placed = F.pad(places, (0, 0, POSITION_START, 4))
         return torch.cat([placed, around, torch.ones_like(around[:, :1])], dim=1).transpose(1, 2)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor, tokens: Tensor) -> Tensor:
@@ -98,6 +101,9 @@ def build_joint_pipeline(
 ) -> JointInpaintPipeline:
     """The demo's pipeline of joint attention with untrained weights, drawn from torch's global generator.
 
+    Queries and keys of each layer start alike, and the features of reference positions start strong: from the first
+    step on, what lies at like positions attends to each other, which such a network otherwise takes long to find.
+
     Parameters
     ----------
     layers
@@ -123,6 +129,10 @@ def build_joint_pipeline(
         pooled_projection_dim=8,
         axes_dims_rope=(quarter, *2 * [(head_channels - quarter) // 2]),
     )
+    for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]:
+        block.attn.to_k.load_state_dict(block.attn.to_q.state_dict())
+    with torch.no_grad():
+        transformer.x_embedder.weight[:, POSITION_START:].narrow(1, 0, position_feature_count(frequencies)).mul_(6)
     return JointInpaintPipeline(transformer, ddim_scheduler(), size, frequencies)
 
 

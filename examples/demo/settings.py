@@ -13,6 +13,9 @@ Model = Literal["unet", "joint"]
 
 Variant = Literal["plain", "no-positions", "coarse", "supervised"]
 
+FIRST_AND_LAST: Final = ("down_blocks.0.attentions.0.*.attn2", "up_blocks.1.attentions.1.*.attn2")
+"""The cross-attention layers of a U-Net that its supervised variant is told the truth in."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -52,8 +55,15 @@ class Settings:
     """Octaves in the features of reference positions."""
     variant: Variant = "plain"
     """What is different from the demo's model."""
+    supervised: tuple[str, ...] = ()
+    """Patterns of module paths: cross-attention layers that are told where each patch comes from."""
     attention_weight: float = 0.02
-    """Weight of the attention's cross-entropy with the true places, where that is supervised."""
+    """Weight of the cross-entropy of supervised layers with the true places."""
+
+    @property
+    def supervised_layers(self) -> tuple[str, ...]:
+        """Patterns of the layers that are supervised, by the variant or else by the model."""
+        return FIRST_AND_LAST if self.variant == "supervised" else self.supervised
 
     def build(self) -> InpaintPipeline:
         """The untrained pipeline."""
@@ -95,6 +105,7 @@ MODELS: Final = {
         edge_weight=0.25,
         channels=(96, 128),
         frequencies=5,
+        supervised=("down_blocks.0.*.attn2", "up_blocks.1.*.attn2"),
     ),
     "joint": Settings(
         steps=3600,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,9 +14,7 @@ from torch import Tensor, nn
 
 from attrace.demo.data import Samples
 from attrace.demo.model import PATCH
-from attrace.demo.pipeline import InpaintPipeline, ReferenceInpaintPipeline
 from attrace.demo.placement import reference_position
-from attrace.demo.settings import Variant
 
 
 class AttentionSupervision:
@@ -25,12 +24,18 @@ class AttentionSupervision:
 
     Parameters
     ----------
-    layers
-        Cross-attention modules of diffusers whose queries are a grid as fine as the keys'.
+    denoiser
+        Whose layers.
+    patterns
+        Of the module paths of cross-attention modules of diffusers whose queries are a grid as fine as the keys'.
     """
 
-    def __init__(self, layers: Sequence[Attention]) -> None:
-        self._layers = layers
+    def __init__(self, denoiser: nn.Module, patterns: Sequence[str]) -> None:
+        self._layers: list[Attention] = [
+            module
+            for name, module in denoiser.named_modules()
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        ]
         self._projected: dict[nn.Module, Tensor] = {}
         self._hooks: list[Any] = []
 
@@ -52,15 +57,15 @@ class AttentionSupervision:
         """Mean over layers, heads and patches; `kept` (sample) is 0 where the reference was dropped."""
         places, inside = true_tokens(samples)
         inside = inside & (kept[:, None] > 0)
-        errors = []
+        errors = [samples.scene.new_zeros(())]
         for layer in self._layers:
             query, key = (
                 self._projected[part].unflatten(2, (layer.heads, -1)).transpose(1, 2)
                 for part in (layer.to_q, layer.to_k)
             )
             logarithms = F.log_softmax(query @ key.transpose(2, 3) * layer.scale, dim=-1).mean(1)
-            errors.append(F.nll_loss(logarithms[inside], places[inside]))
-        return torch.stack(errors).mean()
+            errors.append(F.nll_loss(logarithms[inside], places[inside], reduction="sum"))
+        return torch.stack(errors).sum() / (len(self._layers) * inside.sum()).clamp(min=1)
 
 
 def true_tokens(samples: Samples) -> tuple[Tensor, Tensor]:
@@ -78,11 +83,3 @@ def true_tokens(samples: Samples) -> tuple[Tensor, Tensor]:
     column, row = ((position + 1) / 2 * count).long().clamp(0, count - 1).unbind(1)
     inside = F.avg_pool2d(samples.mask, PATCH)[:, 0] == 1
     return (row * count + column).flatten(1), inside.flatten(1)
-
-
-def supervised_layers(pipeline: InpaintPipeline, variant: Variant) -> list[Attention]:
-    """The first and the last cross-attention of a U-Net whose variant is supervised; otherwise none."""
-    if variant != "supervised" or not isinstance(pipeline, ReferenceInpaintPipeline):
-        return []
-    unet = pipeline.unet
-    return [block.attentions[-1].transformer_blocks[0].attn2 for block in (unet.down_blocks[0], unet.up_blocks[-1])]

@@ -30,7 +30,7 @@ from attrace.demo.model import PATCH, scene_condition
 from attrace.demo.objects import Objects
 from attrace.demo.pipeline import InpaintPipeline
 from attrace.demo.settings import MODELS, Settings, Variant
-from attrace.demo.supervision import AttentionSupervision, supervised_layers
+from attrace.demo.supervision import AttentionSupervision
 
 PHOTOGRAPHS = ("astronaut", "rocket", "hubble_deep_field", "brick", "grass", "gravel")
 """Public-domain pictures of scikit-image that textures are cut from in training."""
@@ -98,7 +98,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(self.networks.parameters(), lr=settings.learning_rate, weight_decay=1e-3)
         self.step = 0
         self._samples = self._make_samples(seed, objects)
-        self.supervision = AttentionSupervision(supervised_layers(self.pipeline, settings.variant))
+        self.supervision = AttentionSupervision(self.pipeline.denoiser, settings.supervised_layers)
         if compiled:
             self.pipeline.denoiser.compile()
 
@@ -114,8 +114,7 @@ class Trainer:
             prediction = predict(self.pipeline, samples, timesteps, noise, kept)
         weights = (self.settings.outside_weight, self.settings.edge_weight)
         loss = masked_error(prediction, samples.scene, samples.mask, *weights)
-        if self.settings.variant == "supervised":
-            loss = loss + self.settings.attention_weight * supervision.error(samples, kept)
+        loss = loss + self.settings.attention_weight * supervision.error(samples, kept)
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)

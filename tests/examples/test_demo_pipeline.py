@@ -8,8 +8,9 @@ import PIL.Image
 import pytest
 import torch
 
-from attrace.analysis import open_trace
+from attrace.analysis import correspondence, open_trace
 from attrace.demo.data import SIZE, SampleMaker
+from attrace.demo.evaluate import true_places
 from attrace.demo.joint import build_joint_pipeline
 from attrace.demo.pictures import load_pictures
 from attrace.demo.pipeline import InpaintPipeline, build_pipeline
@@ -97,6 +98,21 @@ def test_a_joint_recording_has_a_grid_of_the_scene_and_one_of_the_reference(tmp_
     assert site_class.query_grid == (16, 16)
     assert [(segment.kind, segment.grid) for segment in site_class.key_segments] == [("patch", (16, 16))]
     assert len(site_class.sites) == 2
+
+
+def test_joint_attention_starts_where_positions_are_alike(tmp_path: Path) -> None:
+    """Untrained, every layer looks near the true position: without, training takes long to find it."""
+    torch.manual_seed(0)
+    pipeline, samples = build_joint_pipeline(size=SIZE), SampleMaker(0).make(1)
+    pipeline.set_progress_bar_config(disable=True)
+    with record(pipeline, tmp_path / "run.zarr"):
+        pipeline(samples.masked_scene, samples.mask, samples.reference, num_inference_steps=1)
+    trace = open_trace(tmp_path / "run.zarr")
+    truth = true_places(samples, (16, 16), (16, 16))[0].numpy()
+    found = correspondence(trace).values
+    assert found.shape == (5, 16, 16, 2)
+    errors = np.linalg.norm(found - truth, axis=-1).reshape(5, -1)
+    assert (np.nanmedian(errors, axis=1) < 1).all()
 
 
 def test_pictures_and_their_pipeline_output(pipeline: InpaintPipeline) -> None:

@@ -96,13 +96,15 @@ def test_supervision_is_least_where_attention_is_right() -> None:
     for part in (layer.to_q, layer.to_k):
         torch.nn.init.eye_(part.weight)
     keys = torch.eye(256).expand(2, -1, -1)
-    with AttentionSupervision([layer]) as supervision:
+    with AttentionSupervision(torch.nn.ModuleDict({"a": layer}), ["a"]) as supervision:
         layer(400 * torch.nn.functional.one_hot(places, 256).float(), encoder_hidden_states=keys)
         right = supervision.error(samples, torch.ones(2))
         layer(torch.zeros(2, 256, 256), encoder_hidden_states=keys)
         uniform = supervision.error(samples, torch.ones(2))
+        dropped = supervision.error(samples, torch.zeros(2))
     assert float(right.detach()) == pytest.approx(0, abs=1e-3)
     assert float(uniform.detach()) == pytest.approx(math.log(256), rel=1e-5)
+    assert float(dropped.detach()) == 0
 
 
 def test_the_error_counts_the_mask_only() -> None:
