@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from attrace.analysis.trace.key_segments import picture_keys
 from attrace.analysis.trace.selected import SelectedClass
-from attrace.analysis.trace.trace import Trace
+from attrace.analysis.trace.trace import Trace, require_trace
 from attrace.schemas import InputError, SiteClass
+from attrace.schemas.checks import require_choice
 
 Resampler = Literal["last", "rollout"] | None
 """How tokens are laid on the patches that a resampler made them of: by its last layer, or by all of them."""
@@ -62,8 +63,8 @@ def resampler_shares(trace: Trace, how: Literal["last", "rollout"] = "last", *, 
     -----
     Abnar and Zuidema, "Quantifying Attention Flow in Transformers", arXiv 2005.00928, for the rollout.
     """
-    if how not in ("last", "rollout"):
-        raise InputError(f"resampler: expected 'last' or 'rollout', found {how!r}")
+    require_trace(trace)
+    require_choice(how, ("last", "rollout"), "resampler")
     group, paths, grid = _layers_of(trace, adapter)
     whole = replace(trace.sel(context="image-prompt"), selected_paths=None, selected_heads=None)
     scores = whole.scores[group]["scores"].sel(layer=paths)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from attrace.schemas import (
     parse_manifest,
 )
 from attrace.schemas.address import is_address
+from attrace.schemas.checks import require_type
 from attrace.schemas.layout import DERIVED, IMAGE_NAMES, IMAGES, MANIFEST_ATTRIBUTE, STEP_DONE, chunk_key
 
 
@@ -241,7 +243,10 @@ def open_store(source: str | Path | Store, storage_options: Mapping[str, Any] | 
         If what is there is not a trace.
     TraceVersionError
         If it is written in a newer major version of the format.
+    InputTypeError
+        If `source` is none of these.
     """
+    require_type(source, (str, PathLike, Store), "source", "a path, an address or a Zarr store")
     return _open(str(source), _as_store(source, storage_options))
 
 

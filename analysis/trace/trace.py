@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
-from os import PathLike
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -136,9 +135,6 @@ def open_trace(source: str | Path | Store, *, storage_options: Mapping[str, Any]
     InputTypeError
         If `source` is none of these.
     """
-    from zarr.abc.store import Store
-
-    require_type(source, (str, PathLike, Store), "source", "a path, an address or a Zarr store")
     return trace_of(open_store(source, storage_options))
 
 

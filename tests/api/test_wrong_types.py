@@ -45,6 +45,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("marginals", (None,), "NoneType None"),
         ("correspondence", (5,), "int 5"),
         ("score_trace", ("run.zarr",), "str 'run.zarr'"),
+        ("resampler_shares", ("run.zarr",), "str 'run.zarr'"),
         ("plot", ("run.zarr",), "str 'run.zarr'"),
         (
             "write_report",
@@ -96,6 +97,8 @@ def test_choices(trace: Any, options: dict[str, Any], message: str) -> None:
 def test_sources(source: Any) -> None:
     with pytest.raises(attrace.InputTypeError, match="source: expected a path, an address or a Zarr store, found"):
         attrace.open_trace(source)
+    with pytest.raises(attrace.InputTypeError, match="source: expected a path, an address or a Zarr store, found"):
+        list(attrace.diff(source, source))
     with pytest.raises(attrace.InputTypeError, match=r"sources: expected a trace's path or address, .* found"):
         attrace.open_traces(source)
     with pytest.raises(attrace.InputTypeError, match=r"sources: expected a trace's path or address, .* found"):

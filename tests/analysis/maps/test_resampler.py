@@ -160,7 +160,7 @@ def test_without_it_there_is_no_map_over_the_reference(trace: Trace) -> None:
     ("options", "message"),
     [
         ({"direction": "r2g", "resampler": "last"}, "use direction='g2r'"),
-        ({"direction": "g2r", "resampler": "first"}, "expected 'last' or 'rollout'"),
+        ({"direction": "g2r", "resampler": "first"}, "expected last or rollout"),
         ({"direction": "g2r", "resampler": "last", "keys": "patch"}, "keys: expected a mask"),
     ],
 )
