@@ -247,7 +247,10 @@ def _axes(matrix: Any, old: tuple[int, int], new: tuple[int, int]) -> dict[str, 
 
 def scores_table(scores: xr.Dataset) -> list[list[str]]:
     """The numbers of `attrace score` as lines of text, with a header."""
-    rows = [[row.score.replace("_", " "), row.of, _number(row.value), row.better] for row in score_table(scores)]
+    rows = [
+        [row.score.replace("_", " "), f"{row.of}, {row.map}" if row.map else row.of, _number(row.value), row.better]
+        for row in score_table(scores)
+    ]
     return [["score", "of", "value", "better"], *rows]
 
 

@@ -25,7 +25,6 @@ def plot(
     *,
     direction: Direction | None = None,
     at: At | None = None,
-    density: bool = True,
     paint: Paint | None = None,
     **options: Any,
 ) -> Figure:
@@ -41,7 +40,7 @@ def plot(
         As for the map: by default `r2g`, and `g2r` for `sram`.
     at
         The chosen patches, as for `sram`; by default the patch with the most attention of the other direction.
-    density, **options
+    **options
         As for the map.
     paint
         Colours, opacity, and whether to interpolate between the cells.
@@ -58,9 +57,9 @@ def plot(
     """
     require_choice(level, (*LEVELS, "sram"), "level")
     if level != "sram":
-        heat = attribution_map(trace, level, direction=direction or "r2g", density=density, **options)
+        heat = attribution_map(trace, level, direction=direction or "r2g", **options)
         return draw_over(heat, pictures_of(trace), paint=paint)
     direction = direction or "g2r"
     at = strongest_place(trace, direction) if at is None else at
-    heat = sram(trace, at, direction=direction, density=density, **options)
+    heat = sram(trace, at, direction=direction, **options)
     return draw_chosen(trace, heat, at, paint=paint)

@@ -55,8 +55,7 @@ def save_figures(
     paint, file_format, overwrite
         As for `save_maps`.
     **options
-        `size`, `layers`, `density` and `resampler` as for `attribution_map`; density by default, so that layers of
-        different grids compare.
+        `size`, `layers`, `density` and `resampler` as for `attribution_map`.
 
     Returns
     -------
@@ -71,7 +70,6 @@ def save_figures(
         If a direction that is asked for has no map.
     """
     require_trace(trace)
-    options = {"density": True, **options}
     levels, resampler = list(levels), options.get("resampler")
     possible = mappable_directions(trace, resampler=resampler)
     wanted = possible if directions is None else tuple(directions)

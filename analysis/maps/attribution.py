@@ -52,7 +52,7 @@ def attribution_map(
     layers: Layers = None,
     queries: Queries = None,
     keys: Keys = None,
-    density: bool = False,
+    density: bool = True,
     resampler: Resampler = None,
     groups: int | None = None,
     group_size: int | None = None,
@@ -83,8 +83,8 @@ def attribution_map(
         under them.
     density
         Multiply the map of each layer by the number of patches that its softmax shares out, so that 1 is what even
-        attention gives. Without it, as in the paper, a patch of a coarse layer weighs more than one of a fine layer
-        (an `r2g` map of 8 x 8 queries is 1/64 on average, one of 64 x 64 is 1/4096), and coarse layers dominate
+        attention gives. With `density=False`, as in the paper, a patch of a coarse layer weighs more than one of a fine
+        layer (an `r2g` map of 8 x 8 queries is 1/64 on average, one of 64 x 64 is 1/4096), and coarse layers dominate
         every mean over layers of several grids.
     resampler
         For `g2r` of an IP-Adapter whose tokens a resampler made of the reference: lay them on its patches, by the

@@ -47,7 +47,7 @@ FLOW_BLOCKS: Final[dict[Level, tuple[int, ...]]] = {
 """Blocks `warp_flow_blks` that a G2R map of a level takes; `llam`, which the code does not have, takes all of them."""
 
 _FLOW_BLOCK: Final = re.compile(r"(?:^|\.)warp_flow_blks\.(\d+)\.")
-_MIDDLE: Final = ("middle_block", "mid_block")
+_MIDDLE: Final = ("middle_block", "mid_block", "bottleneck")
 
 
 def attribution_map(
@@ -132,6 +132,21 @@ def level_maps(
 def mappable_directions(trace: Trace) -> tuple[Direction, ...]:
     """The directions that have a map; an InputError with the reasons where there is none."""
     return possible_directions(lambda direction: _planned(trace, "ulam", direction))
+
+
+def scored_map(trace: Trace, direction: Direction, code: Code, inside: Queries = None) -> xr.DataArray | None:
+    """The unified map that a published code scores; None where it has none for the direction.
+
+    That of `viton-step-1` is of the layers outside the middle block in both directions, and its `g2r` map of the
+    queries `inside` the mask over the generated picture.
+    """
+    try:
+        if code == "stableviton":
+            return ulam(trace, direction=direction)
+        layers = [path for path in trace.layers if not any(middle in path for middle in _MIDDLE)]
+        return ulam(trace, direction=direction, layers=layers, queries=inside if direction == "g2r" else None)
+    except InputError:
+        return None
 
 
 def published_layers(trace: Trace, direction: Direction, level: Level) -> Trace:
@@ -258,7 +273,7 @@ def _planned(
     if chosen.selected_paths is None:
         chosen = published_layers(trace, direction, level)
     keys = "all" if keys is None and direction == "r2g" else keys
-    return chosen, grid_plans(chosen, direction, queries=queries, keys=keys)
+    return chosen, grid_plans(chosen, direction, queries=queries, keys=keys, density=False)
 
 
 def _default_size(direction: Direction, trace: Trace, plans: Iterable[GridPlan]) -> Size:

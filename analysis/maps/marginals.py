@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -34,6 +35,9 @@ from attrace.schemas.layout import DERIVED_STEPS_PER_CHUNK
 
 Index = NDArray[np.int64] | slice
 """Queries or keys along their dimension."""
+
+LEFT_OUT: Final = "scores that are NaN or infinite; the heads, queries or keys that have them are left out of the maps"
+"""Warning of a pass whose result has NaN where a site was called."""
 
 STEPS_PER_BLOCK: Final = 10
 """Steps of one layer that one task takes."""
@@ -272,6 +276,9 @@ class _Pass:
             if values is not None:
                 wanted = select_values(values, plan.selected.heads, slice(None), keys)
                 passed[place, 0] = np.concatenate(_quantities(wanted, *weights, plan, workspace), axis=1)
+                if np.isnan(passed[place, 0]).any():
+                    path = plan.selected.paths[block[1]]
+                    warnings.warn(f"layer {path}, step {steps[place]}: {LEFT_OUT}", RuntimeWarning, stacklevel=2)
         return passed
 
 

@@ -45,7 +45,7 @@ def grid_plans(
     *,
     queries: Queries = None,
     keys: Keys = None,
-    density: bool = False,
+    density: bool = True,
     resampler: Resampler = None,
 ) -> list[GridPlan]:
     """Plans of the maps of a direction: one for each selected class that has a grid for it.

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from attrace.analysis.maps.attribution import MapOptions, attribution_map
-from attrace.analysis.maps.masks import as_mask
+from attrace.analysis.maps.masks import as_mask, coverage, require_proportions
 from attrace.analysis.maps.plan import Size, finest_grid
 from attrace.analysis.trace.trace import Trace, require_trace
 from attrace.schemas import Direction, InputError, Level
@@ -101,13 +101,15 @@ def chosen_patches(trace: Trace, at: At, direction: Direction = "g2r") -> NDArra
     Raises
     ------
     InputError
-        If `at` lies outside the picture or is no choice.
+        If `at` lies outside the picture or is no choice, or a mask has other proportions than the picture.
     """
     require_trace(trace)
     require_choice(direction, DIRECTIONS, "direction")
     values = np.asarray(at)
     if values.ndim == 2:
-        return as_mask(values, "at")
+        mask = as_mask(values, "at")
+        require_proportions(mask, picture_size(trace, direction), "at")
+        return mask
     if values.shape not in ((2,), (4,)) or values.dtype.kind not in "iu":
         raise InputError(
             "at: expected a pixel (row, column), a box (top, left, bottom, right) or a mask (row, column), "
@@ -121,6 +123,12 @@ def chosen_patches(trace: Trace, at: At, direction: Direction = "g2r") -> NDArra
     mask = np.zeros((rows, columns))
     mask[top:bottom, left:right] = 1
     return mask
+
+
+def count_chosen(trace: Trace, at: At, direction: Direction = "g2r") -> tuple[int, Size]:
+    """How many patches of the finest grid a choice touches, and that grid: the least that the model can tell apart."""
+    grid = finest_grid(trace, opposite(direction))
+    return int(np.count_nonzero(coverage(chosen_patches(trace, at, direction), grid))), grid
 
 
 def picture_size(trace: Trace, direction: Direction = "g2r") -> Size:

@@ -90,7 +90,7 @@ class DeletionPlan:
 
 
 def deletion_plan(
-    trace: Trace, fractions: Sequence[float], *, draws: int, seed: int, density: bool = False
+    trace: Trace, fractions: Sequence[float], *, draws: int, seed: int, density: bool = True
 ) -> DeletionPlan:
     """Rank the patches of a trace's reference by its unified g2r map, and plan what is hidden.
 

@@ -62,6 +62,8 @@ class Score(NamedTuple):
     score: str
     of: str
     """The direction, picture or layer that it is of."""
+    map: str
+    """Weighting and grid of the unified map that it is of; empty where it is of no map."""
     value: float
     better: str
     """`higher`, `lower`, or empty where neither is."""
@@ -103,9 +105,9 @@ def score_trace(
     Returns
     -------
     xarray.Dataset
-        Along `direction` what `score_maps` gives, those of `MASK_SCORES` NaN for a direction without a mask; what
-        `score_picture` gives; and `correspondence_error` (layer) where places are given. The attribute `better` of
-        each says which way is better.
+        Along `direction`, with the weighting and grid of the map as `map`, what `score_maps` gives, those of
+        `MASK_SCORES` NaN for a direction without a mask; what `score_picture` gives; and `correspondence_error` (layer)
+        where places are given. The attribute `better` of each says which way is better.
 
     Raises
     ------
@@ -125,9 +127,12 @@ def score_trace(
         mask = masks.get(direction)
         if mask is not None:
             require_proportions(mask, picture_size(trace, opposite(direction)))
-        published = _published_map(trace, direction, compat)
-        of_maps.append(score_maps(maps[direction].to_dataset(), mask, published=published))
+        published = None if compat is None else i2am.scored_map(trace, direction, compat, masks.get("r2g"))
+        of_code = {} if published is None or compat is None else {compat: published.compute()}
+        of_maps.append(score_maps(maps[direction].to_dataset(), mask, published=of_code))
     scores = xr.concat(of_maps, xr.Variable("direction", list(directions)), data_vars="all", coords="minimal")
+    names = [map_name(maps[direction].data_vars["ulam"]) for direction in directions]
+    scores = scores.assign_coords(map=("direction", names))
     scores = scores.assign(score_picture(trace, truth, masks.get("r2g"), perceptual=perceptual))
     if places is not None:
         errors = correspondence_errors(trace, places)
@@ -240,6 +245,12 @@ def score_picture(
     return scores | ({"lpips": lpips(generated, truth)} if perceptual else {})
 
 
+def map_name(heat: xr.DataArray) -> str:
+    """Weighting and grid of a map, such as `density, 16 x 16`."""
+    weighting = "density" if heat.attrs.get("normalisation") == "density" else "plain weights"
+    return f"{weighting}, {heat.sizes['row']} x {heat.sizes['column']}"
+
+
 def scores_by_direction(scores: xr.Dataset) -> dict[str, xr.Dataset]:
     """The numbers of `score_trace` that are of maps, by direction; those of a mask only where there is one."""
     of_maps = scores.drop_vars([name for name, values in scores.variables.items() if "direction" not in values.dims])
@@ -254,23 +265,16 @@ def scores_by_direction(scores: xr.Dataset) -> dict[str, xr.Dataset]:
 def score_table(scores: xr.Dataset) -> list[Score]:
     """Every number that `score_trace` gives but for boxes, one a line."""
     numbers = {
-        (str(name), direction): value.item()
+        (str(name), direction, str(of_map["map"].values)): value.item()
         for direction, of_map in scores_by_direction(scores).items()
         for name, value in of_map.data_vars.items()
         if name in BETTER
     }
-    numbers |= {(name, "generated"): scores[name].item() for name in PICTURE_SCORES if name in scores}
+    numbers |= {(name, "generated", ""): scores[name].item() for name in PICTURE_SCORES if name in scores}
     if "correspondence_error" in scores:
         errors = scores["correspondence_error"]
-        numbers |= {("correspondence_error", str(one)): errors.sel(layer=one).item() for one in errors["layer"].values}
-    return [Score(name, of, value, BETTER[name]) for (name, of), value in numbers.items()]
-
-
-def _published_map(trace: Trace, direction: Direction, code: i2am.Code | None) -> dict[i2am.Code, xr.DataArray]:
-    """The map that a published code computes; empty where it has none for the direction."""
-    if code is None or direction not in i2am.mappable_directions(trace):
-        return {}
-    return {code: i2am.ulam(trace, direction=direction).compute()}
+        numbers |= {("correspondence_error", str(one["layer"].values), ""): one.item() for one in errors}
+    return [Score(name, of, of_map, value, BETTER[name]) for (name, of, of_map), value in numbers.items()]
 
 
 def _mask_scores(

@@ -130,7 +130,9 @@ def compare(
         if sets
     }
     dataset = collected.dataset([pair.name for pair in compared], seed)
-    dataset = dataset.assign_attrs(pairs=len(compared), seed=seed, density=str(settings.density))
+    dataset = dataset.assign_attrs(
+        pairs=len(compared), seed=seed, density=str(settings.density), maps=settings.map_name
+    )
     return Comparison(dataset, pairing.unpaired, broken, collected.only(), distances)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import dask.array as da
 import dask.base
@@ -24,16 +24,20 @@ from attrace.analysis.trace.trace import Trace, open_trace
 from attrace.schemas import AttraceError, Direction
 from attrace.schemas.words import DIRECTIONS
 
+AVERAGED_SIZE: Final = (32, 32)
+"""Rows and columns of the maps that are averaged over traces, whatever their grids."""
+
 
 @dataclass(frozen=True)
 class Settings:
     """What is computed for every trace."""
 
-    size: Size = (32, 32)
-    """Rows and columns of every map."""
+    size: Size | None = None
+    """Rows and columns of every map; by default scores are of maps on the finest grid of the trace, and the maps that
+    are averaged over traces of `AVERAGED_SIZE`."""
     groups: int = 5
     """Groups of steps of the time-level maps."""
-    density: bool = False
+    density: bool = True
     """As for `ulam`."""
     align: bool = False
     """Lay the box around the mask over the whole map, for maps over the generated picture."""
@@ -47,6 +51,12 @@ class Settings:
     def select(self, trace: Trace) -> Trace:
         """The part of a trace that counts."""
         return trace.sel(context=self.context, branch=self.branch).sel(layer=self.layers or None)
+
+    @property
+    def map_name(self) -> str:
+        """What the scored maps are: weighting and size."""
+        size = "each on its finest grid" if self.size is None else "{} x {}".format(*self.size)
+        return f"{'density' if self.density else 'plain weights'}, {size}"
 
     def key(self, trace: Trace) -> str:
         """Name of the statistics of a trace: the same trace, steps and settings have the same one."""
@@ -77,17 +87,17 @@ def trace_statistics(trace: Trace, settings: Settings) -> xr.Dataset:
     AttraceError
         If the trace cannot be read, or has no map.
     """
-    tree = level_maps(trace, size=settings.size, groups=min(settings.groups, trace.steps), density=settings.density)
-    maps = {direction: tree[direction].to_dataset() for direction in DIRECTIONS if direction in tree.children}
+    scored = _level_maps(trace, settings, settings.size)
+    maps = scored if settings.size is not None else _level_maps(trace, settings, AVERAGED_SIZE)
     heads = {direction: _maps_of_heads(trace, direction) for direction in maps}
     # on one thread: traces are what runs at the same time, and the order of every sum stays the same
-    maps, heads = dask.base.compute(maps, heads, scheduler="synchronous")
+    scored, maps, heads = dask.base.compute(scored, maps, heads, scheduler="synchronous")
     stored = trace_mask(trace)
     mask = None if stored is None else as_mask(stored, "mask")
     scores, datasets = _picture_scores(trace, mask), []
     for direction, levels in maps.items():
         inside = mask if direction == "r2g" else None
-        of_maps = score_maps(levels, inside)
+        of_maps = score_maps(scored[direction], inside)
         scores |= {
             name if name in MASK_SCORES else f"{name}_{direction}": float(of_maps[name])
             for name in BETTER
@@ -103,6 +113,12 @@ def trace_statistics(trace: Trace, settings: Settings) -> xr.Dataset:
     dataset = dataset.reset_coords(drop=True).reindex(labels)
     dataset = dataset.assign_coords(time_group=np.arange(dataset.sizes["time_group"]), score=list(scores))
     return dataset.assign(scores=("score", np.array(list(scores.values()), np.float64)))
+
+
+def _level_maps(trace: Trace, settings: Settings, size: Size | None) -> dict[Direction, xr.Dataset]:
+    groups = min(settings.groups, trace.steps)
+    tree = level_maps(trace, size=size, groups=groups, density=settings.density)
+    return {direction: tree[direction].to_dataset() for direction in DIRECTIONS if direction in tree.children}
 
 
 def first_met(datasets: Iterable[xr.Dataset], dim: str) -> list[Any]:

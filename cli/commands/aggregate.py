@@ -42,7 +42,10 @@ SUFFIXES = (".zarr", ".csv", ".parquet")
     "-o", "--output", metavar="PATH", required=True, help="A .zarr, .csv or .parquet file to write; may be an address."
 )
 @click.option(
-    "--size", type=size, metavar="ROWSxCOLUMNS", default="32x32", show_default=True, help="Rows and columns of maps."
+    "--size",
+    type=size,
+    metavar="ROWSxCOLUMNS",
+    help="Rows and columns of maps; by default scores take the finest grid, averaged maps 32x32.",
 )
 @click.option("--groups", type=click.IntRange(min=1), default=5, show_default=True, help="Groups of steps.")
 @click.option(
@@ -69,7 +72,7 @@ SUFFIXES = (".zarr", ".csv", ".parquet")
 def aggregate(
     sources: tuple[str, ...],
     output: str,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     groups: int,
     align: str,
     density: bool | None,
@@ -103,12 +106,12 @@ def aggregate(
     target.check(overwrite=overwrite)
     if target.suffix == ".parquet":
         _require_pyarrow()
-    settings = Settings(size, groups, bool(density), align == "mask", layers, context, branch)
+    settings = Settings(size, groups, density is not False, align == "mask", layers, context, branch)
     folder = parts or target.beside / f"{target.name}.parts"
     with chunk_progress("traces") as progress, engine(scheduler) as pool:
         made = aggregate_traces(sources, folder, settings=settings, executor=pool, seed=seed, progress=progress)
     _write(made, target)
-    _report(made, as_json=as_json)
+    _report(made, settings.map_name, as_json=as_json)
     if made.broken:
         listed = "\n".join(f"  {path}: {reason}" for path, reason in made.broken.items())
         raise Failure(f"{len(made.broken)} traces are left out:\n{listed}")
@@ -140,7 +143,7 @@ def _plain(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.assign_coords(texts).assign_attrs({MARK: "1"})
 
 
-def _report(made: Aggregate, *, as_json: bool) -> None:
+def _report(made: Aggregate, map_name: str, *, as_json: bool) -> None:
     dataset = made.dataset
     scores = {
         score: {
@@ -152,7 +155,7 @@ def _report(made: Aggregate, *, as_json: bool) -> None:
     if as_json:
         print_json({"traces": made.dataset.sizes["trace"], "scores": scores, "broken": dict(made.broken)})
         return
-    say(f"{made.dataset.sizes['trace']} traces")
+    say(f"{made.dataset.sizes['trace']} traces; scores are of the unified maps, {map_name}")
     if scores:
         rows = [[name, *(f"{value:.4g}" for value in found.values())] for name, found in scores.items()]
         print_table([["score", "mean", "low", "high"], *rows], right=(1, 2, 3))

@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 )
 @click.option("--names", nargs=2, metavar="NAME NAME", help="What to call A and B; by default their paths.")
 @click.option(
-    "--size", type=size, metavar="ROWSxCOLUMNS", default="32x32", show_default=True, help="Rows and columns of maps."
+    "--size",
+    type=size,
+    metavar="ROWSxCOLUMNS",
+    help="Rows and columns of maps; by default scores take the finest grid, averaged maps 32x32.",
 )
 @click.option("--groups", type=click.IntRange(min=1), default=5, show_default=True, help="Groups of steps.")
 @density_option
@@ -69,7 +72,7 @@ def compare(
     b: str,
     pair: PairBy,
     names: tuple[str, str] | None,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     groups: int,
     density: bool | None,
     layers: tuple[str, ...],
@@ -103,7 +106,7 @@ def compare(
     page = None if html is None else Destination(html)
     if page is not None:
         page.check(overwrite=overwrite)
-    settings = Settings(size, groups, bool(density), layers=layers, context=context, branch=branch)
+    settings = Settings(size, groups, density is not False, layers=layers, context=context, branch=branch)
     with chunk_progress("pairs") as progress, engine(scheduler) as pool:
         made = compare_traces(a, b, by=pair, settings=settings, executor=pool, seed=seed, progress=progress, sets=sets)
     called = names or (a, b)
@@ -177,6 +180,7 @@ def _print(made: Comparison, names: tuple[str, str], top: int) -> None:
     from attrace.analysis.studies.compare import ranked_changes
 
     say(f"{made.dataset.sizes['pair']} pairs; differences are {names[1]} - {names[0]}")
+    say(f"scores are of the unified maps, {made.dataset.attrs['maps']}")
     header = ["score", *names, "difference", "low", "high", "pairs", "better"]
     print_table([header, *score_rows(made, names)], right=range(1, 7))
     if made.sets:

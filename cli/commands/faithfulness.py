@@ -103,7 +103,7 @@ def faithfulness(
         load = cache(partial(load_pipeline, **run.loading))
         _record(load, listed, run.recording)
         layers = list(options["layers"]) or None
-        test = _Test((0.0, *shares, 1.0), draws, order_seed, fill, whole, bool(density), layers)
+        test = _Test((0.0, *shares, 1.0), draws, order_seed, fill, whole, density is not False, layers)
         curves = []
         with chunk_progress("pictures") as progress:
             for number, job in enumerate(listed, 1):

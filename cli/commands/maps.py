@@ -77,7 +77,7 @@ def maps(
     chosen = select(trace, **selection)
     options: dict[str, Any] = {"levels": level, "directions": direction or None, "groups": groups, "size": size}
     if compat is None:
-        lazy = attribution.level_maps(chosen, density=bool(density), resampler=resampler, **options)
+        lazy = attribution.level_maps(chosen, density=density is not False, resampler=resampler, **options)
     else:
         refuse_with_compat(density, resampler)
         lazy = i2am.level_maps(chosen, **options)

@@ -45,7 +45,11 @@ if TYPE_CHECKING:
     help="Where the whole reference was laid, or true places: scores the correspondence of every layer.",
 )
 @click.option("--lpips", is_flag=True, help="Compute LPIPS, too: needs attrace[perceptual] and its weights.")
-@click.option("--compat", type=click.Choice(("i2am",)), help="Show IMACS as the published code computes it, too.")
+@click.option(
+    "--compat",
+    type=click.Choice(("i2am", "viton-step-1")),
+    help="Show IMACS as published code computes it, too: for StableVITON (i2am) or the paper's custom model.",
+)
 @click.option("--groups", type=click.IntRange(min=1), help="Groups of steps for the drift; 5 by default.")
 @size_option
 @density_option
@@ -78,12 +82,14 @@ def score(
 
     Boxes are top,left,bottom,right in pixels of the mask; --places takes one in pixels of the generated picture. A
     .npy file for --places holds (row, column, 2): for each pixel its row and column in the reference, as shares of
-    the height and width, NaN where it has none. Maps are 64 cells along the longer side unless --size.
+    the height and width, NaN where it has none. All scores of maps are of one map, which the table names: relative to
+    even attention, on the finest grid of its direction, unless --no-density or --size.
     """
     from attrace.analysis import score_trace
     from attrace.analysis.maps.masks import trace_mask
 
-    code: Code | None = "stableviton" if compat else None
+    codes: dict[str | None, Code] = {"i2am": "stableviton", "viton-step-1": "viton-step-1"}
+    code = codes.get(compat)
     if as_json and as_csv:
         raise click.UsageError("give either --json or --csv, not both")
     chosen = select(trace, **selection)
@@ -101,7 +107,7 @@ def score(
             chosen,
             masks,
             size=size,
-            density=bool(density),
+            density=density is not False,
             compat=code,
             groups=groups,
             truth=true_picture,

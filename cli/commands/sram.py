@@ -25,7 +25,7 @@ from attrace.cli.shared.options import (
     size_option,
     trace_argument,
 )
-from attrace.cli.shared.output import dask_progress, print_json, print_table
+from attrace.cli.shared.output import dask_progress, print_json, print_table, say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -96,10 +96,12 @@ def sram(
         if target.suffix not in PICTURES:
             writer_for(target, [direction])
         target.check(overwrite=overwrite)
-    place = choices[0] if mask is None else read_mask(mask, "--mask")
+    place: Any = choices[0] if mask is None else read_mask(mask, "--mask")
+    if mask is not None and place.all():
+        raise click.UsageError("--mask: it covers the whole picture, so it chooses nothing; attrace maps has that map")
     chosen = select(trace, **selection)
     if compat is None:
-        options: dict[str, Any] = {"size": size, "density": bool(density), "resampler": resampler}
+        options: dict[str, Any] = {"size": size, "density": density is not False, "resampler": resampler}
         lazy = definition.sram(chosen, place, direction=direction, **options)
     else:
         refuse_with_compat(density, resampler)
@@ -110,7 +112,7 @@ def sram(
         heat = lazy.compute()
     if target is not None:
         _write(chosen, heat, place, target)
-    _tell(chosen, heat, top, output, as_json=as_json)
+    _tell(chosen, heat, place, top, output, as_json=as_json)
 
 
 def _write(trace: Trace, heat: xr.DataArray, place: Any, target: Destination) -> None:
@@ -127,20 +129,25 @@ def _write(trace: Trace, heat: xr.DataArray, place: Any, target: Destination) ->
     target.write(lambda path: save_figure(draw_chosen(trace, heat, place), path))
 
 
-def _tell(trace: Trace, heat: xr.DataArray, top: int, output: str | None, *, as_json: bool) -> None:
-    from attrace.analysis.maps.sram import strongest_patches
+def _tell(trace: Trace, heat: xr.DataArray, place: Any, top: int, output: str | None, *, as_json: bool) -> None:
+    from attrace.analysis.maps.sram import count_chosen, strongest_patches
+    from attrace.analysis.scores.trace_scores import map_name
 
     patches = strongest_patches(trace, heat, top)
+    chosen, grid = count_chosen(trace, place, "r2g" if heat.attrs["direction"] == "r2g" else "g2r")
     if as_json:
         print_json(
             {
                 "direction": heat.attrs["direction"],
+                "map": map_name(heat),
                 "grid": [heat.sizes["row"], heat.sizes["column"]],
+                "chosen": chosen,
                 "patches": [patch._asdict() for patch in patches],
                 "output": output,
             }
         )
         return
+    say(f"{chosen} of {grid[0]} x {grid[1]} patches chosen; {map_name(heat)}")
     rows = [["row", "column", "pixel", "weight", "share"]]
     rows += [
         [str(one.row), str(one.column), ",".join(map(str, one.pixel)), f"{one.weight:.4g}", f"{one.share:.1%}"]

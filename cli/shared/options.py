@@ -138,7 +138,9 @@ direction_option = click.option(
     help="r2g: over the generated picture; g2r: over the reference. By default both, where they exist.",
 )
 density_option = click.option(
-    "--density/--no-density", default=None, help="Relative to even attention (1), so that layers of all grids compare."
+    "--density/--no-density",
+    default=None,
+    help="Relative to even attention (1), so that layers of all grids compare: the default; or plain weights.",
 )
 compat_option = click.option(
     "--compat",

@@ -25,7 +25,8 @@ def scores_as_json(scores: xr.Dataset) -> dict[str, Any]:
 
     told: dict[str, Any] = {}
     for direction, of_map in scores_by_direction(scores).items():
-        told[f"ulam_{direction}"] = {str(name): _plain(values) for name, values in of_map.data_vars.items()}
+        numbers = {str(name): _plain(values) for name, values in of_map.data_vars.items()}
+        told[f"ulam_{direction}"] = {"map": str(of_map["map"].values)} | numbers
     picture = {name: scores[name].item() for name in PICTURE_SCORES if name in scores}
     if picture:
         told["picture"] = picture
@@ -48,14 +49,14 @@ def print_scores(scores: xr.Dataset, code: str | None = None) -> None:
             numbers = [f"{float(one[name]):.3f}" for name in imacs.values()]
             shares = [f"{float(one[name]):.1%}" for name in ("inside", "area")]
             boxes = [_box_text(one[name]) for name in ("box", "mask_box")]
-            rows.append([f"ulam_{direction}", *numbers, *shares, *boxes, f"{float(one['iou']):.2f}"])
+            rows.append([_map_text(direction, one), *numbers, *shares, *boxes, f"{float(one['iou']):.2f}"])
         print_table(rows, right=range(1, len(rows[0])))
         show()
     rows = [["map", "entropy", "tokens", "even", "heads agree", "layers agree", "drift"]]
     for direction, one in maps.items():
         sharp = [f"{float(one['entropy']):.2f}", f"{float(one['effective_tokens']):.0f}", f"{int(one['cells'])}"]
         alike = [_number(float(one[name]), 3) for name in ("head_agreement", "layer_agreement", "drift")]
-        rows.append([f"ulam_{direction}", *sharp, *alike])
+        rows.append([_map_text(direction, one), *sharp, *alike])
     print_table(rows, right=range(1, len(rows[0])))
     if "psnr" in scores:
         _print_picture(scores)
@@ -107,6 +108,10 @@ def read_places(given: str, trace: Trace, mask: NDArray[np.bool_] | None) -> NDA
     scale = np.array(picture * 2) / (mask.shape * 2)
     top, left, bottom, right = np.rint(np.array(mask_box(mask)) * scale).astype(int).tolist()
     return places_of_box((top, left, bottom, right), picture, mask)
+
+
+def _map_text(direction: str, of_map: xr.Dataset) -> str:
+    return f"ulam_{direction} ({of_map['map'].values})"
 
 
 def _plain(values: xr.DataArray) -> Any:

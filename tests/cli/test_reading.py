@@ -224,10 +224,11 @@ def test_plot_marks_the_patch_that_is_asked_for(run: Run) -> None:
 
 @pytest.mark.usefixtures("trace")
 def test_density_is_relative_to_even_attention(run: Run) -> None:
-    succeeded(run("maps", "run.zarr", "-o", "maps.npz", "--level", "ulam", "--density"))
-    with np.load("maps.npz") as stored:
-        # every query has the same share of a softmax over 64 of them, resized or not
-        assert stored["ulam_r2g"].mean() == pytest.approx(1, rel=1e-5)
+    for options, mean in ((), 1), (("--density",), 1), (("--no-density",), 1 / 64):
+        succeeded(run("maps", "run.zarr", "-o", "maps.npz", "--level", "ulam", "--overwrite", *options))
+        with np.load("maps.npz") as stored:
+            # every query has the same share of a softmax over 64 of them, resized or not
+            assert stored["ulam_r2g"].mean() == pytest.approx(mean, rel=1e-5)
     succeeded(run("plot", "run.zarr", "-o", "even", "--level", "ulam", "--format", "svg"))
     succeeded(run("plot", "run.zarr", "-o", "plain", "--level", "ulam", "--format", "svg", "--no-density"))
     assert Path("even/ulam_r2g.svg").read_bytes() != Path("plain/ulam_r2g.svg").read_bytes()

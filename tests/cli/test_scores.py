@@ -65,6 +65,10 @@ def test_sram_takes_a_box_and_a_mask(run: Run) -> None:
     by_mask = succeeded(run("sram", "run.zarr", "--mask", "chosen.png", "--json"))
     by_box = succeeded(run("sram", "run.zarr", "--box", "8,8,16,16", "--json"))
     assert json.loads(by_mask)["patches"] == json.loads(by_box)["patches"]
+    # 8 x 8 pixels are 2 x 2 patches of the 8 x 8 grid over 32 x 32
+    assert json.loads(by_mask)["chosen"] == 4
+    assert json.loads(by_mask)["map"] == "density, 4 x 4"
+    assert "4 of 8 x 8 patches chosen" in run("sram", "run.zarr", "--mask", "chosen.png").stderr
 
 
 @pytest.mark.usefixtures("trace")
@@ -86,6 +90,8 @@ def test_sram_writes_a_picture_and_data(run: Run) -> None:
         (("--at", "1"), 2, "ROW,COLUMN"),
         (("--mask", "none.png"), 2, "there is no file"),
         (("--mask", "black.png"), 2, "selects nothing"),
+        (("--mask", "white.png"), 2, "covers the whole"),
+        (("--mask", "narrow.png"), 2, "expected the proportions"),
         (("--at", "1,1", "-o", "sram.csv"), 2, "expected a name that ends in"),
         (("--at", "1,1", "-o", "black.png"), 1, "--overwrite"),
         (("--at", "1,1", "--context", "text"), 2, "no grid"),
@@ -94,6 +100,10 @@ def test_sram_writes_a_picture_and_data(run: Run) -> None:
 @pytest.mark.usefixtures("trace")
 def test_sram_refuses(run: Run, arguments: tuple[str, ...], code: int, message: str) -> None:
     PIL.Image.new("L", (8, 8)).save("black.png")
+    PIL.Image.new("L", (8, 8), 255).save("white.png")
+    narrow = PIL.Image.new("L", (8, 16))
+    narrow.paste(255, (0, 0, 4, 4))
+    narrow.save("narrow.png")
     assert message in failed(run("sram", "run.zarr", *arguments), code)
 
 
@@ -119,7 +129,10 @@ def test_score_prints_a_table(run: Run) -> None:
     box_mask().save("mask.png")
     table = succeeded(run("score", "run.zarr", "--reference-mask", "mask.png", "--compat", "i2am")).splitlines()
     assert table[0].split()[:4] == ["map", "IMACS", "IMACS", "(stableviton)"]
-    assert [line.split()[0] for line in table[1:3]] == ["ulam_r2g", "ulam_g2r"]
+    assert [line.split("  ")[0] for line in table[1:3]] == [
+        "ulam_r2g (density, 8 x 8)",
+        "ulam_g2r (density, 4 x 4)",
+    ]
     assert "(stableviton)" not in succeeded(run("score", "run.zarr"))
 
 

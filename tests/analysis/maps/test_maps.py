@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,25 @@ from support.exact import (
 )
 from support.traces import make_trace, site_class
 
-from attrace.analysis import Trace, attribution_map, hlam, llam, marginals, open_trace, tlam, ulam
+from attrace.analysis import (
+    Trace,
+    attribution_map,
+    hlam as default_hlam,
+    llam as default_llam,
+    marginals,
+    open_trace,
+    tlam as default_tlam,
+    ulam as default_ulam,
+)
 from attrace.analysis.maps.levels import time_groups
 from attrace.analysis.maps.masks import coverage
 from attrace.schemas import Direction, InputError, KeySegment, SelectionError, SiteClass
+
+# without density, so that expected values are plain means; what density multiplies them by is tested by itself
+hlam = partial(default_hlam, density=False)
+llam = partial(default_llam, density=False)
+tlam = partial(default_tlam, density=False)
+ulam = partial(default_ulam, density=False)
 
 DIRECTIONS: list[Direction] = ["r2g", "g2r"]
 LEVELS: dict[str, Callable[..., xr.DataArray]] = {"ulam": ulam, "tlam": tlam, "hlam": hlam, "llam": llam}
@@ -430,6 +446,16 @@ class TestRefusals:
         for make in LEVELS.values():
             with pytest.raises(InputError, match="no finished step yet"):
                 make(trace)
+
+
+def test_what_is_not_finite_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    one = site_class()
+    calls = random_calls((one,), 2)
+    calls[one.group, 1, 0].query[0, 3] = np.nan
+    trace = open_trace(write_calls(tmp_path / "run.zarr", (one,), calls, steps=2))
+    with pytest.warns(RuntimeWarning, match="scores that are NaN or infinite"):
+        found = ulam(trace, direction="r2g", keys=[0]).compute(scheduler="synchronous")
+    assert found.shape == (8, 8)
 
 
 def test_layers_without_a_grid_are_left_out(tmp_path: Path) -> None:

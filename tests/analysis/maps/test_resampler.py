@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,25 @@ from numpy.typing import NDArray
 from support.exact import bicubic, no_computing, random_calls, softmax, write_calls
 from support.traces import site_class
 
-from attrace.analysis import Trace, hlam, llam, open_trace, resampler_shares, sram, tlam, ulam
+from attrace.analysis import (
+    Trace,
+    hlam as default_hlam,
+    llam as default_llam,
+    open_trace,
+    resampler_shares,
+    sram as default_sram,
+    tlam as default_tlam,
+    ulam as default_ulam,
+)
 from attrace.analysis.maps.attribution import level_maps, mappable_directions
 from attrace.schemas import InputError, KeySegment, SiteClass
+
+# without density, so that expected values are plain means; what density multiplies them by is tested by itself
+hlam = partial(default_hlam, density=False)
+llam = partial(default_llam, density=False)
+sram = partial(default_sram, density=False)
+tlam = partial(default_tlam, density=False)
+ulam = partial(default_ulam, density=False)
 
 Array = NDArray[np.float64]
 How = Literal["last", "rollout"]
