@@ -68,7 +68,9 @@ def test_stored_attention_is_that_of_sram(tmp_path: Path, direction: Direction) 
             mask = np.zeros(chosen.cells)
             mask[cell] = 1
             selected = trace.sel(layer=one.selected.paths[place], head=head, time=span)
-            expected = sram(selected, mask.reshape(chosen.kept), direction=direction, size=shown.kept).values.ravel()
+            expected = sram(
+                selected, mask.reshape(chosen.kept), direction=direction, size=shown.kept, density=False
+            ).values.ravel()
             found = rows[group, place, head, cell]
             assert np.abs(found - expected).max() <= expected.max() / 255 / 2 * 1.001
             assert expected.max() > 1.5 * expected.mean()
@@ -84,11 +86,11 @@ def test_coarse_cells_are_means_of_patches(tmp_path: Path) -> None:
     coarse = attention_of(plan, plan.classes[0], lazy_attention(plan, plan.classes[0]).compute())
     box = np.zeros((32, 32))
     box[6:8, 10:12] = 1
-    expected = sram(trace.sel(head=1), box).values.ravel()
+    expected = sram(trace.sel(head=1), box, density=False).values.ravel()
     np.testing.assert_allclose(coarse.rows["g2r"][0, 0, 1, 3 * 16 + 5], expected, rtol=1e-5)
     key = np.zeros((8, 8))
     key[2, 3] = 1
-    fine = sram(trace.sel(head=0), key, direction="r2g").values
+    fine = sram(trace.sel(head=0), key, direction="r2g", density=False).values
     expected = fine.reshape(16, 2, 16, 2).mean(axis=(1, 3)).ravel()
     np.testing.assert_allclose(coarse.rows["r2g"][0, 0, 0, 2 * 8 + 3], expected, rtol=1e-5)
 

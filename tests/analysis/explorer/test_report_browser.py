@@ -84,7 +84,7 @@ def test_it_loads_alone_and_without_an_error(page: Page) -> None:
 def test_a_click_on_a_generated_patch_shows_where_it_comes_from(page: Page) -> None:
     page.click("generated", 5, 2, (8, 8))
     assert page.chosen("generated") == [5, 2, 6, 3]
-    assert_shown(page.heat("reference"), sram(page.trace, (20, 8, 24, 12)), page)
+    assert_shown(page.heat("reference"), sram(page.trace, (20, 8, 24, 12), density=False), page)
     assert "row 5, column 2 (pixel 22, 10)" in page.js("return document.getElementById('told').textContent")
 
 
@@ -92,7 +92,7 @@ def test_a_click_on_a_reference_patch_shows_where_it_went(page: Page) -> None:
     page.click("reference", 1, 3, (4, 4))
     assert page.chosen("reference") == [1, 3, 2, 4]
     assert page.js("return model('direction').active") == 1
-    assert_shown(page.heat("generated"), sram(page.trace, (8, 24, 16, 32), direction="r2g"), page)
+    assert_shown(page.heat("generated"), sram(page.trace, (8, 24, 16, 32), direction="r2g", density=False), page)
 
 
 def test_time_layer_head_and_unit_are_chosen(page: Page) -> None:
@@ -102,7 +102,7 @@ def test_time_layer_head_and_unit_are_chosen(page: Page) -> None:
     page.set("layer", "value", "2")
     page.set("head", "value", "1")
     selected = page.trace.sel(time=3, layer="up.0.attn2", head=1)
-    assert_shown(page.heat("reference"), sram(selected, box), page)
+    assert_shown(page.heat("reference"), sram(selected, box, density=False), page)
     page.set("value", "value", "density")
     page.set("layer", "value", "-1")
     assert_shown(page.heat("reference"), sram(page.trace.sel(time=3, head=1), box, density=True), page)
@@ -118,10 +118,10 @@ def test_the_keyboard_moves_and_widens_the_choice(page: Page) -> None:
     page.click("generated", 0, 0, (8, 8))
     page.keys("generated", Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_UP)
     assert page.chosen("generated") == [1, 1, 2, 2]
-    assert_shown(page.heat("reference"), sram(page.trace, (4, 4, 8, 8)), page)
+    assert_shown(page.heat("reference"), sram(page.trace, (4, 4, 8, 8), density=False), page)
     page.keys("generated", Keys.SHIFT + Keys.ARROW_RIGHT + Keys.ARROW_DOWN)
     assert page.chosen("generated") == [1, 1, 3, 3]
-    assert_shown(page.heat("reference"), sram(page.trace, (4, 4, 12, 12)), page)
+    assert_shown(page.heat("reference"), sram(page.trace, (4, 4, 12, 12), density=False), page)
     page.keys("generated", *[Keys.ARROW_LEFT] * 9)
     assert page.chosen("generated")[:2] == [1, 0]
     slider = page.js("return model('time').value")
@@ -145,7 +145,7 @@ def test_every_control_takes_the_focus(page: Page) -> None:
 def test_the_mask_is_a_region(page: Page) -> None:
     page.set("region", "active", 2)
     mask = page.trace.images["mask"].values > 127
-    assert_shown(page.heat("reference"), sram(page.trace, mask), page)
+    assert_shown(page.heat("reference"), sram(page.trace, mask, density=False), page)
 
 
 def test_a_dragged_box_is_a_region(page: Page) -> None:
@@ -158,7 +158,7 @@ def test_a_dragged_box_is_a_region(page: Page) -> None:
     drag = ActionChains(page.driver).move_to_element_with_offset(element, -2.5 * cell, -1.5 * cell)
     drag.click_and_hold().move_by_offset(2 * cell, cell).move_by_offset(2, 2).release().perform()
     assert page.chosen("generated") == [2, 1, 4, 4]
-    assert_shown(page.heat("reference"), sram(page.trace, (8, 4, 16, 16)), page)
+    assert_shown(page.heat("reference"), sram(page.trace, (8, 4, 16, 16), density=False), page)
 
 
 def test_values_and_units_stand_at_the_pointer(page: Page) -> None:
@@ -207,7 +207,7 @@ def test_the_galleries_show_every_level(page: Page) -> None:
             assert page.js(f"return model('maps-gallery_{way}').data.value.length") == count
     page.set("level", "active", 0)
     found = page.js("return Array.from(model('maps-gallery_g2r').data.value[0])")
-    np.testing.assert_allclose(found, ulam(page.trace, direction="g2r").values.ravel(), rtol=1e-5)
+    np.testing.assert_allclose(found, ulam(page.trace, direction="g2r", density=False).values.ravel(), rtol=1e-5)
 
 
 def test_a_narrow_page_does_not_scroll_sideways(page: Page) -> None:
@@ -230,7 +230,7 @@ def test_a_list_of_tokens(driver: Any, tmp_path: Path) -> None:
     page.set("value", "value", "weight")
     page.keys("reference", "\ue015", "\ue015", "\ue015", "\ue013")  # down, down, down, up
     assert page.chosen("reference") == [1, 0, 2, 1]
-    assert_shown(page.heat("generated"), ulam(page.trace, keys=[1]), page)
+    assert_shown(page.heat("generated"), ulam(page.trace, keys=[1], density=False), page)
     assert page.js("return window.hacked") is None
 
 
@@ -239,7 +239,7 @@ def test_without_pictures_the_patches_are_shown_alone(driver: Any, tmp_path: Pat
     assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
     page.set("value", "value", "weight")
     page.click("generated", 5, 2, (8, 8))
-    assert_shown(page.heat("reference"), sram(page.trace, (5, 2)), page)
+    assert_shown(page.heat("reference"), sram(page.trace, (5, 2), density=False), page)
 
 
 def test_one_key(driver: Any, tmp_path: Path) -> None:
@@ -249,4 +249,4 @@ def test_one_key(driver: Any, tmp_path: Path) -> None:
     page = Page(driver, open_trace(made.path), tmp_path / "report.html")
     assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
     page.set("value", "value", "weight")
-    assert_shown(page.heat("generated"), ulam(page.trace), page)
+    assert_shown(page.heat("generated"), ulam(page.trace, density=False), page)

@@ -60,11 +60,11 @@ def test_tokens_lie_on_the_patches_they_were_made_of(recorded: tuple[Trace, Scor
     trace, truth = recorded
     exact = expected(truth, how)
     assert len(exact) == 4
-    found = ulam(trace, direction="g2r", resampler=how)  # type: ignore[arg-type]
+    found = ulam(trace, direction="g2r", resampler=how, density=False)  # type: ignore[arg-type]
     assert found.shape == (16, 16)
     unified = np.mean([head for maps in exact.values() for head in maps], axis=0)
     np.testing.assert_allclose(found, unified, rtol=0, atol=1e-5 * unified.max())
-    by_layer = llam(trace, direction="g2r", resampler=how)  # type: ignore[arg-type]
+    by_layer = llam(trace, direction="g2r", resampler=how, density=False)  # type: ignore[arg-type]
     layers = np.stack([exact[path].mean(axis=0) for path in by_layer["layer"].values.tolist()])
     np.testing.assert_allclose(by_layer, layers, rtol=0, atol=1e-5 * layers.max())
     assert unified.max() > 1.5 * unified.mean()

@@ -80,7 +80,7 @@ def test_a_generated_patch_shows_its_reference_and_how_much_of_its_attention_tha
     assert 0.05 < of_patch < 0.95
     assert f"together get {100 * of_patch:#.3g} % of its attention" in told(page)
     page.set("value", "value", "weight")
-    assert_shown(page.heat("reference"), sram(page.trace, box), page)
+    assert_shown(page.heat("reference"), sram(page.trace, box, density=False), page)
     assert page.heat("reference").sum() == pytest.approx(of_patch, rel=0.01)
     page.set("layer", "value", "1")
     alone = shares(page.trace)[1, 2 * 6 + 4]
@@ -92,7 +92,7 @@ def test_a_reference_patch_shows_where_it_went(page: Page) -> None:
     page.set("value", "value", "weight")
     page.click("reference", 3, 1, REFERENCE)
     assert page.chosen("reference") == [3, 1, 4, 2]
-    assert_shown(page.heat("generated"), sram(page.trace, (24, 8, 32, 16), direction="r2g"), page)
+    assert_shown(page.heat("generated"), sram(page.trace, (24, 8, 32, 16), direction="r2g", density=False), page)
     assert page.heat("generated").sum() == pytest.approx(1, rel=0.01)
     assert "together get" not in told(page)
 
@@ -122,4 +122,4 @@ def test_text_is_a_list_with_its_padding_in_one_line(driver: Any, trace: Trace, 
     assert f"All keys of the list together get {100 * of_patch:#.3g} %" in told(page)
     page.keys("reference", *["\ue015"] * 8)  # down to the padding
     assert "padding (the mean of 5)" in told(page)
-    assert_shown(page.heat("generated"), ulam(page.trace, keys=[7, 8, 9, 10, 11]), page)
+    assert_shown(page.heat("generated"), ulam(page.trace, keys=[7, 8, 9, 10, 11], density=False), page)
