@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import zarr.codecs
 from attrace.analysis.storage.address import require_folder_here
 from attrace.analysis.storage.checked_store import CheckedStore
 from attrace.analysis.storage.files import LocalFiles
+from attrace.analysis.storage.metadata import copies_in, own_documents, read_document, seal, write_document
 from attrace.analysis.storage.store import StoredTrace, format_errors, open_store, unconsolidated
 from attrace.schemas import InputError, Manifest, TraceExistsError, TraceFormatError, root_arrays
+from attrace.schemas.digest import DIGEST, canonical_json, metadata_digest, without_copies
 from attrace.schemas.durable import sync_tree
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS, MANIFEST_ATTRIBUTE
 from attrace.schemas.manifest import utc_now
@@ -70,9 +74,39 @@ def repair(source: str | Path, target: str | Path | None = None) -> int:
 
 
 def _open(path: Path) -> StoredTrace:
-    """The trace by the metadata of each array: the copy of all may be of another time."""
-    stored = open_store(path)
-    return StoredTrace(stored.path, unconsolidated(stored), stored.manifest)
+    """The trace by the metadata of each array, or by the copy of it in the root's, if that has the digest.
+
+    Raises
+    ------
+    TraceFormatError
+        If neither has the digest of a closed trace.
+    """
+    stored = open_store(path, check=False)
+    root = read_document(stored.root.store)
+    own = replace(stored, root=unconsolidated(stored))
+    if stored.manifest.status == "recording" or stored.manifest.major == 1:
+        return own
+    if metadata_digest({**(copies_in(root) or {}), "": root}) == root["attributes"].get(DIGEST):
+        return stored
+    with format_errors(f"{path}: metadata of an array cannot be read, and the copy of it is not what was written"):
+        if metadata_digest({**own_documents(own.root), "": root}) == root["attributes"].get(DIGEST):
+            return own
+    raise TraceFormatError(
+        f"{path}: neither the metadata of each array nor the copy of it is what was written: not repaired; copy the "
+        "trace again"
+    )
+
+
+def _restore_documents(stored: StoredTrace, root: zarr.Group) -> None:
+    """Write anew each `zarr.json` that is not what its copy says, where the trace was opened by the copies."""
+    if stored.root.metadata.consolidated_metadata is None:
+        return
+    for path, copy in (copies_in(read_document(root.store)) or {}).items():
+        own: Any = None
+        with suppress(FileNotFoundError, ValueError):
+            own = read_document(root.store, path)
+        if own is None or canonical_json(without_copies(own)) != canonical_json(without_copies(copy)):
+            write_document(root.store, dict(copy), path)
 
 
 def _whole_steps(stored: StoredTrace) -> int:
@@ -91,6 +125,7 @@ def _close(path: Path, steps: int) -> None:
     stored = _open(path)
     store = CheckedStore(LocalFiles(path), stored.limits, read_only=False)
     root = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
+    _restore_documents(stored, root)
     for name in stored.required_paths():
         array = root[name]
         if isinstance(array, zarr.Array) and array.metadata.dimension_names[0] == "time":  # type: ignore[union-attr, index]
@@ -104,8 +139,7 @@ def _close(path: Path, steps: int) -> None:
     manifest = stored.manifest
     status = "interrupted" if manifest.status == "recording" else manifest.status
     manifest = manifest.replace(status=status, steps=steps, finished=manifest.finished or utc_now())
-    root.attrs[MANIFEST_ATTRIBUTE] = manifest.to_json()
-    zarr.consolidate_metadata(root.store)
+    seal(root.store, own_documents(root), major=manifest.major, **{MANIFEST_ATTRIBUTE: manifest.to_json()})
     sync_tree(path)
 
 

@@ -16,6 +16,7 @@ from attrace.analysis.integrity.chunks import Progress, ReadArray, read_chunks
 from attrace.analysis.integrity.report import Issue, Report, note, problem
 from attrace.analysis.storage.array_check import array_problems
 from attrace.analysis.storage.chunk_codecs import bounded
+from attrace.analysis.storage.metadata import check_digest, copies_in, read_document
 from attrace.analysis.storage.store import StoredTrace, open_store, unconsolidated
 from attrace.schemas import (
     ArraySpec,
@@ -27,6 +28,7 @@ from attrace.schemas import (
     manifest_arrays,
     root_arrays,
 )
+from attrace.schemas.digest import canonical_json, without_copies
 from attrace.schemas.layout import (
     CALLED,
     DERIVED,
@@ -72,7 +74,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
     TraceFormatError
         If what is stored there is no trace, or its manifest breaks the format.
     """
-    opened = open_store(path)
+    opened = open_store(path, check=False)
     trace = replace(opened, root=unconsolidated(opened))
     manifest = trace.manifest
     issues: list[Issue] = []
@@ -90,7 +92,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
         issues += _gap_issues(site_class, arrays, steps, manifest.major)
         issues += _label_problems(trace, site_class, arrays)
         issues += _cache_notes(trace.root, site_class, len(steps))
-    issues += _consolidation_issues(opened, arrays)
+    issues += _metadata_issues(opened)
     chunks = sum(len(array.chunks) for array in arrays.values())
     report = Report(str(path), manifest.status, len(steps), len(arrays), chunks, tuple(issues))
     return replace(report, content_id=content) if report.valid else report
@@ -277,15 +279,26 @@ def _has_cache(root: zarr.Group, path: str) -> bool:
         return True
 
 
-def _consolidation_issues(trace: StoredTrace, arrays: Arrays) -> Iterator[Issue]:
-    """Consolidated metadata, which many readers trust alone, against the metadata of each array."""
+def _metadata_issues(trace: StoredTrace) -> Iterator[Issue]:
+    """Each `zarr.json` against its copy in the root's, which many readers trust alone, and all against the digest."""
     if trace.manifest.status == "recording":
         return
-    consolidated = trace.root.metadata.consolidated_metadata
-    if consolidated is None:
+    store = trace.root.store
+    root = read_document(store)
+    copies = copies_in(root)
+    if copies is None:
         yield note("", "no consolidated metadata: readers over plain HTTP need it")
-        return
-    for array in arrays.values():
-        copy = consolidated.flattened_metadata.get(array.path)
-        if copy is None or copy.to_dict() != array.stored.metadata.to_dict():
-            yield problem(array.path, "the consolidated metadata differs from the array's own")
+        copies = {}
+    for path, copy in copies.items():
+        try:
+            own = read_document(store, path)
+        except (FileNotFoundError, ValueError, TraceFormatError) as error:
+            yield problem(path, f"its zarr.json, which is in the consolidated metadata, cannot be read: {error}")
+            continue
+        if canonical_json(without_copies(own)) != canonical_json(without_copies(copy)):
+            yield problem(path, "the consolidated metadata differs from its own zarr.json")
+    if trace.manifest.major > 1:
+        try:
+            check_digest(root, where=f"trace {trace.path}", closed=True)
+        except TraceFormatError as error:
+            yield problem("", str(error))

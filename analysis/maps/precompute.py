@@ -15,11 +15,13 @@ from attrace.analysis.kernels.softmaxes import require_device
 from attrace.analysis.maps.marginals import all_marginals
 from attrace.analysis.storage.address import require_folder_here
 from attrace.analysis.storage.files import LocalFiles
+from attrace.analysis.storage.metadata import copies_in, own_documents, read_document, seal
 from attrace.analysis.storage.store import reopen
 from attrace.analysis.trace.derived import open_derived
 from attrace.analysis.trace.source import require_scores
 from attrace.analysis.trace.trace import Trace, open_trace, trace_of
 from attrace.schemas import InputError, SiteClass, derived_arrays
+from attrace.schemas.digest import Documents
 from attrace.schemas.durable import sync_tree
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS, DERIVED_STEPS_PER_CHUNK
 
@@ -69,10 +71,10 @@ def precompute(trace: Trace | str | Path, *, overwrite: bool = False, device: st
     require_scores(whole.stored)
     require_folder_here(whole.path, "precompute")
     root = _writable_root(whole)
-    consolidated = whole.stored.root.metadata.consolidated_metadata is not None
-    _withdraw(root, wanted, consolidated)
+    copies = copies_in(read_document(root.store))
+    _withdraw(whole, root, wanted, copies)
     _write_marginals(whole, root, wanted, device)
-    _announce(whole, root, wanted, consolidated)
+    _announce(whole, root, wanted, copies)
     return trace_of(reopen(whole.stored))
 
 
@@ -84,18 +86,26 @@ def _writable_root(trace: Trace) -> zarr.Group:
         raise InputError(f"{trace.path} cannot be written ({error}): copy it to a folder first") from error
 
 
-def _withdraw(root: zarr.Group, site_classes: Sequence[SiteClass], consolidated: bool) -> None:
-    """Take back that the old marginals count, also in the consolidated metadata, before any of them changes."""
-    for site_class in site_classes:
-        path = f"{site_class.group}/{DERIVED}"
+def _withdraw(trace: Trace, root: zarr.Group, site_classes: Sequence[SiteClass], copies: Documents | None) -> None:
+    """Take back that the old marginals count, also in the copies of the metadata, before any of them changes."""
+    caches = [f"{site_class.group}/{DERIVED}" for site_class in site_classes]
+    for path in caches:
         if path in root:
             root[path].attrs.pop(DERIVED_STEPS, None)
-    if consolidated:
-        zarr.consolidate_metadata(root.store)
-    for site_class in site_classes:
-        path = f"{site_class.group}/{DERIVED}"
+    if copies is not None:
+        seal(root.store, _outside(copies, caches), major=trace.manifest.major)
+    for path in caches:
         if path in root:
             del root[path]
+
+
+def _outside(documents: Documents, groups: Sequence[str]) -> Documents:
+    """The documents of what lies in none of some groups."""
+    return {
+        path: document
+        for path, document in documents.items()
+        if not any(f"{path}/".startswith(f"{group}/") for group in groups)
+    }
 
 
 def _write_marginals(trace: Trace, root: zarr.Group, site_classes: Sequence[SiteClass], device: str | None) -> None:
@@ -113,11 +123,15 @@ def _write_marginals(trace: Trace, root: zarr.Group, site_classes: Sequence[Site
     da.store(sources, targets, lock=False)
 
 
-def _announce(trace: Trace, root: zarr.Group, site_classes: Sequence[SiteClass], consolidated: bool) -> None:
+def _announce(trace: Trace, root: zarr.Group, site_classes: Sequence[SiteClass], copies: Documents | None) -> None:
     """Say that the marginals count: the last thing that is written."""
-    for site_class in site_classes:
+    caches = [f"{site_class.group}/{DERIVED}" for site_class in site_classes]
+    for path in caches:
         if isinstance(trace.stored.files, LocalFiles):
-            sync_tree(trace.stored.files.path / site_class.group / DERIVED)
-        root[f"{site_class.group}/{DERIVED}"].attrs[DERIVED_STEPS] = trace.steps
-    if consolidated:
-        zarr.consolidate_metadata(root.store)
+            sync_tree(trace.stored.files.path / path)
+        root[path].attrs[DERIVED_STEPS] = trace.steps
+    if copies is not None:
+        members = dict(_outside(copies, caches))
+        for path in caches:
+            members |= own_documents(root, path)
+        seal(root.store, members, major=trace.manifest.major)

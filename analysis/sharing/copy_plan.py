@@ -324,12 +324,13 @@ def array_copies(part: Part, codec: str | None, layout: Layout) -> list[ArrayCop
     copies = []
     for path in sorted(found, key=lambda path: (path in READ_FIRST, path)):
         group, name = part.group_of(path), path.rpartition("/")[2]
+        source = _source(stored, path, found[path])  # first, as it refuses absurd lengths
         along = {"time": part.steps} | ({} if group is None else {"layer": part.layers[group]})
         positions = tuple(
             along.get(dim or "", tuple(range(length)))
             for dim, length in zip(dims_of(found[path]), found[path].shape, strict=True)
         )
-        copy = ArrayCopy(path, _source(stored, path, found[path]), positions, codec)
+        copy = ArrayCopy(path, source, positions, codec)
         if group is not None and name in DATA_ARRAYS - {CALLED} and path == f"{group}/{name}":
             copy = _of_called_layers(copy, name, part, group)
         if layout == "read" and group is not None and path == f"{group}/{name}":

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import zarr
 import zarr.codecs
@@ -27,15 +25,15 @@ from attrace.analysis.sharing.copy_plan import (
     array_copies,
     compressor_named,
 )
+from attrace.analysis.storage.metadata import write_document
 from attrace.analysis.storage.store import format_errors
 from attrace.analysis.trace.trace import Trace, open_trace
 from attrace.schemas import InputError, Manifest, TraceFormatError
+from attrace.schemas.digest import DOCUMENT, sealed
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS, MANIFEST_ATTRIBUTE, class_attributes
 
 Without = Literal["images", "prompts", "arguments"]
 """What a packed trace can do without."""
-
-_DOCUMENT: Final = "zarr.json"
 
 Progress = Callable[[int, int], None]
 """Called with the number of regions copied so far and the number of all."""
@@ -135,7 +133,7 @@ def _write(
                     progress(next(done), total)
 
     write_chunks(copy for copy in copies if copy.path not in READ_FIRST)
-    *documents, root = sorted(_documents(metadata), key=lambda name: (name == _DOCUMENT, name))
+    *documents, root = sorted(_documents(metadata), key=lambda name: (name == DOCUMENT, name))
     for name in documents:
         archive.write(name, _get(metadata, name) or b"")
     write_chunks(copy for copy in copies if copy.path in READ_FIRST)
@@ -157,13 +155,11 @@ def _metadata(part: Part, manifest: Manifest, copies: list[ArrayCopy]) -> Store:
         for path, described in attributes.items()
     }
     documents |= {copy.path: copy.metadata for copy in copies}
+    root = documents.pop("")
+    documents[""] = sealed(root, documents, major=manifest.major)
     store = zarr.storage.MemoryStore()
     for path, document in documents.items():
-        content = default_buffer_prototype().buffer.from_bytes(json.dumps(document).encode())
-        sync(store.set(f"{path}/{_DOCUMENT}".lstrip("/"), content))
-    with warnings.catch_warnings():  # zarr warns that not every reader knows consolidated metadata: none needs it
-        warnings.simplefilter("ignore")
-        zarr.consolidate_metadata(store)
+        write_document(store, document, path)
     return store
 
 

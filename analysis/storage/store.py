@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
+from zarr.storage import StorePath
 
 from attrace.analysis.storage.address import files_at
 from attrace.analysis.storage.array_check import array_problems
@@ -22,6 +23,7 @@ from attrace.analysis.storage.checked_store import CheckedStore
 from attrace.analysis.storage.chunk_codecs import bounded
 from attrace.analysis.storage.files import Files, LocalFiles
 from attrace.analysis.storage.limits import Limits
+from attrace.analysis.storage.metadata import check_digest, read_document
 from attrace.analysis.storage.zip_files import ZipFiles
 from attrace.schemas import (
     ArraySpec,
@@ -225,7 +227,9 @@ class StoredArray:
         return itertools.product(*touched)
 
 
-def open_store(source: str | Path | Store, storage_options: Mapping[str, Any] | None = None) -> StoredTrace:
+def open_store(
+    source: str | Path | Store, storage_options: Mapping[str, Any] | None = None, *, check: bool = True
+) -> StoredTrace:
     """Open a trace for reading: its metadata only.
 
     Parameters
@@ -235,24 +239,27 @@ def open_store(source: str | Path | Store, storage_options: Mapping[str, Any] | 
     storage_options
         Options of the address's client: keywords of `obstore.store.from_url`, or of `HfFileSystem`.
 
+    check
+        Whether to compare the metadata with its digest.
+
     Raises
     ------
     TraceNotFoundError
         If there is nothing at `source`.
     TraceFormatError
-        If what is there is not a trace.
+        If what is there is not a trace, or its metadata is not what was written.
     TraceVersionError
         If it is written in a newer major version of the format.
     InputTypeError
         If `source` is none of these.
     """
     require_type(source, (str, PathLike, Store), "source", "a path, an address or a Zarr store")
-    return _open(str(source), _as_store(source, storage_options))
+    return _open(str(source), _as_store(source, storage_options), check=check)
 
 
 def reopen(stored: StoredTrace) -> StoredTrace:
     """The same trace with its metadata read anew."""
-    return _open(stored.path, stored.root.store)
+    return _open(stored.path, stored.root.store, check=True)
 
 
 def unconsolidated(stored: StoredTrace) -> zarr.Group:
@@ -267,16 +274,19 @@ def unconsolidated(stored: StoredTrace) -> zarr.Group:
         return zarr.open_group(stored.root.store, mode="r", zarr_format=3, use_consolidated=False)
 
 
-def _open(path: str, store: Store) -> StoredTrace:
+def _open(path: str, store: Store, *, check: bool) -> StoredTrace:
     try:
         with format_errors(f"{path} is not an attrace trace: its zarr.json cannot be read"):
-            root = zarr.open_group(store, mode="r", zarr_format=3)
+            document = read_document(store)
+            root = zarr.Group(zarr.AsyncGroup.from_dict(StorePath(store), dict(document)))
             attribute = root.attrs.get(MANIFEST_ATTRIBUTE)
     except FileNotFoundError as error:
         kind = TraceNotFoundError if is_address(path) else TraceFormatError
         advice = _advice(path)
         raise kind(f"no trace at {path}: expected a Zarr v3 group (a file zarr.json), found none; {advice}") from error
     trace = StoredTrace(path, root, parse_manifest(attribute, where=path))
+    if check and trace.manifest.major > 1:
+        check_digest(document, where=f"trace {path}", closed=trace.manifest.status != "recording")
     sites = sum(len(one.sites) for one in trace.manifest.classes)
     trace.limits.check("sites", sites, f"{path}: {sites} layers")
     return trace

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 import zarr.codecs
 from numpy.typing import ArrayLike, NDArray
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from attrace.recorder.writing.chunks import ChunkFiles, StepSeries
@@ -28,6 +29,7 @@ from attrace.schemas import (
     root_arrays,
 )
 from attrace.schemas.codecs import Codec, compressor
+from attrace.schemas.digest import DOCUMENT, sealed
 from attrace.schemas.durable import sync_file, sync_names, sync_tree
 from attrace.schemas.layout import (
     CALLED,
@@ -143,18 +145,16 @@ class TraceStore:
         self._write_manifest()
 
     def close(self, status: Status) -> None:
-        """Cut the arrays to the finished steps, write the final manifest, consolidate metadata and sync to the disk."""
+        """Cut the arrays to the finished steps, write the final manifest and the digest of all metadata, and sync."""
         self._require_presence()
         for files in self._files.values():
             files.remove_from(self.finished_steps)
         self._resize(self.finished_steps)
         self._repeat_times()
         sync_tree(self.path)  # before the manifest says that all is there
-        self.update(status=status, steps=self.finished_steps, finished=utc_now())
-        with warnings.catch_warnings():  # zarr warns that not every reader knows consolidated metadata: none needs it
-            warnings.simplefilter("ignore")
-            zarr.consolidate_metadata(self._root.store)
-        sync_file(self.path / "zarr.json")  # both are in it, and nothing else has changed
+        self.manifest = self.manifest.replace(status=status, steps=self.finished_steps, finished=utc_now())
+        self._seal()
+        sync_file(self.path / DOCUMENT)  # all of it is in there, and nothing else has changed
         sync_names(self.path)
         sync_names(self.path.absolute().parent)  # that there is such a folder
 
@@ -166,7 +166,7 @@ class TraceStore:
     def _require_presence(self) -> None:
         """Refuse to write into a trace that somebody removed, or replaced by another: zarr would mix the two."""
         try:
-            root = (self.path / "zarr.json").read_bytes()
+            root = (self.path / DOCUMENT).read_bytes()
             # in the moment in which a disk is unmounted a root may be written to the folder below
             is_elsewhere = self.path.stat().st_dev != self._device
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -175,6 +175,15 @@ class TraceStore:
             raise TraceNotFoundError(f"the disk of {self.path} vanished while it was being written")
         if self.manifest.id.encode() not in root:
             raise TraceExistsError(f"{self.path} was replaced by another recorder while it was being written")
+
+    def _seal(self) -> None:
+        """Write the final manifest, copies of all metadata, and the digest of it: all in one file, and at once."""
+        paths = ["", *(path for path, _ in self._root.members(max_depth=None))]
+        documents = {path: json.loads((self.path / path / DOCUMENT).read_bytes()) for path in paths}
+        root = documents.pop("")
+        root["attributes"][MANIFEST_ATTRIBUTE] = self.manifest.to_json()
+        content = json.dumps(sealed(root, documents, major=self.manifest.major), indent=2)
+        sync(self._root.store.set(DOCUMENT, default_buffer_prototype().buffer.from_bytes(content.encode())))
 
     def _repeat_times(self) -> None:
         """Write the coordinates along time beside the arrays of each class, where xarray looks for them."""

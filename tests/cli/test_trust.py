@@ -12,7 +12,7 @@ from .conftest import Run
 
 
 def find_query(trace: Path) -> str:
-    return next(str(path.relative_to(trace)) for path in trace.glob("reference/*/query"))
+    return next(str(path.relative_to(trace)) for path in trace.glob("reference/*/query_vector"))
 
 
 def test_verify_prints_the_content_id(run: Run, trace: Path) -> None:

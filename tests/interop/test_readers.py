@@ -21,7 +21,7 @@ from attrace.analysis import open_trace, sram
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 EXAMPLES = dict(
     zip(
-        ("xarray", "zarr", "tensorstore", "zarrs", "zarrita"),
+        ("xarray", "digest", "zarr", "tensorstore", "zarrs", "zarrita"),
         re.findall(r"```(?:python|js)\n(.*?)```", DOCUMENT, re.DOTALL),
         strict=True,
     )

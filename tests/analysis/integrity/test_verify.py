@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from support.documents import edit_document, seal_again
 from support.traces import make_trace, site_class
 
 from attrace.analysis.integrity.report import Report
@@ -29,17 +28,6 @@ def trace(tmp_path: Path) -> Path:
 
 def problems(path: Path) -> list[str]:
     return [str(finding) for finding in verify(path).problems]
-
-
-def consolidate_again(path: Path) -> None:
-    """Bring the consolidated copy in line, so that only the change under test is found."""
-    zarr.consolidate_metadata(zarr.storage.LocalStore(path))
-
-
-def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
 
 
 @pytest.mark.parametrize("encoding", ["factors", "scores"])
@@ -154,7 +142,7 @@ def test_a_coordinate_against_the_manifest_is_found(trace: Path) -> None:
 
 def test_a_missing_array_is_found(trace: Path) -> None:
     shutil.rmtree(trace / GROUP / "key_vector")
-    consolidate_again(trace)
+    seal_again(trace)
     assert f"{GROUP}/key_vector: expected an array, found none" in problems(trace)
 
 
@@ -172,8 +160,8 @@ def test_a_missing_array_is_found(trace: Path) -> None:
     ],
 )
 def test_a_wrong_structure_is_found(trace: Path, change: dict[str, Any], message: str) -> None:
-    edit_json(trace / GROUP / "query_vector/zarr.json", lambda document: document.update(change))
-    consolidate_again(trace)
+    edit_document(trace / GROUP / "query_vector/zarr.json", lambda document: document.update(change))
+    seal_again(trace)
     assert any(problem.startswith(f"{GROUP}/query_vector: {message}") for problem in problems(trace))
 
 
@@ -181,21 +169,24 @@ def test_wrong_chunks_are_found(trace: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["chunk_grid"]["configuration"]["chunk_shape"][0] = 3
 
-    edit_json(trace / GROUP / "query_vector/zarr.json", change)
-    consolidate_again(trace)
+    edit_document(trace / GROUP / "query_vector/zarr.json", change)
+    seal_again(trace)
     assert f"{GROUP}/query_vector: expected chunks (1, 1, 2, 64, 8), found (3, 1, 2, 64, 8)" in problems(trace)
 
 
 def test_stale_consolidated_metadata_is_found(trace: Path) -> None:
-    edit_json(trace / GROUP / "query_vector/zarr.json", lambda document: document["attributes"].update(changed=True))
-    assert problems(trace) == [f"{GROUP}/query_vector: the consolidated metadata differs from the array's own"]
+    edit_document(
+        trace / GROUP / "query_vector/zarr.json", lambda document: document["attributes"].update(changed=True)
+    )
+    assert problems(trace) == [f"{GROUP}/query_vector: the consolidated metadata differs from its own zarr.json"]
 
 
 def test_steps_of_the_manifest_against_the_marker(trace: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["attributes"]["attrace"]["steps"] = 5
 
-    edit_json(trace / "zarr.json", change)
+    edit_document(trace / "zarr.json", change)
+    seal_again(trace)
     assert problems(trace) == ["step_done: the manifest has 5 finished steps, the marker 3"]
 
 
@@ -230,8 +221,8 @@ def test_labels_that_are_not_those_of_the_manifest_are_found(trace: Path) -> Non
     layer = zarr.open_group(trace)[f"{GROUP}/layer"]
     assert isinstance(layer, zarr.Array)
     layer[1] = 7
-    edit_json(trace / GROUP / "zarr.json", lambda document: document["attributes"]["layers"].reverse())
-    consolidate_again(trace)
+    edit_document(trace / GROUP / "zarr.json", lambda document: document["attributes"]["layers"].reverse())
+    seal_again(trace)
     assert problems(trace) == [
         f"{GROUP}/layer: expected 1 at 1, as in the manifest, found 7",
         f"{GROUP}: expected the attribute 'layers' to list the module paths in the manifest",
@@ -274,11 +265,13 @@ def test_the_cache_of_marginals_is_checked(tmp_path: Path) -> None:
     group = zarr.open_group(made.path).require_group(f"{GROUP}/derived")
     for spec in derived_arrays(one, 3):
         create_array(group, spec)[...] = 1.0
-    consolidate_again(made.path)
+    seal_again(made.path)
     assert [note.array for note in verify(made.path).notes] == [f"{GROUP}/derived"]
     group.attrs["steps"] = 2
+    seal_again(made.path)
     assert "covers 2 of 3 steps" in str(verify(made.path).notes)
     group.attrs["steps"] = 3
+    seal_again(made.path)
     assert verify(made.path).issues == ()
     cached = group["g2r"]
     assert isinstance(cached, zarr.Array)
@@ -319,7 +312,7 @@ def test_a_newer_major_version_is_refused(trace: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["attributes"]["attrace"]["version"] = "3.0"
 
-    edit_json(trace / "zarr.json", change)
+    edit_document(trace / "zarr.json", change)
     with pytest.raises(TraceVersionError, match=r"written in version 3\.0"):
         verify(trace)
 

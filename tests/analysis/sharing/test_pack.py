@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from support.documents import seal_again
 from support.published import write_published
 from support.traces import MadeTrace, make_trace, site_class
 
@@ -113,6 +114,7 @@ class TestWhole:
         group = zarr.open_group(path, mode="r+", use_consolidated=False)
         group.attrs["other"] = {"mine": 1}
         group.create_array("notes/loss", data=np.arange(3.0), dimension_names=("time",))
+        seal_again(path)
         packed = zarr.open_group(
             zarr.storage.ZipStore(pack(open_trace(path).sel(time=[0, 2]), tmp_path / "run.zip")), mode="r"
         )

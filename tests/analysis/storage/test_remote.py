@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from support.documents import seal_again
 from support.published import write_published
 from support.server import Served, serving
 from support.traces import make_trace, site_class
@@ -152,17 +153,17 @@ def test_a_newer_major_version_is_refused_and_a_minor_one_read(packed: Path, tmp
     with zipfile.ZipFile(packed) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     for version in ("2.7", "3.0"):
-        changed = tmp_path / f"{version}.zip"
-        with zipfile.ZipFile(changed, "w") as archive:
-            for name, content in entries.items():
-                archive.writestr(name, content.replace(b'"version": "2.0"', f'"version": "{version}"'.encode()))
+        changed, folder = tmp_path / f"{version}.zip", tmp_path / f"{version}.zarr"
         for name, content in entries.items():
-            file = tmp_path / f"{version}.zarr" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content.replace(b'"version": "2.0"', f'"version": "{version}"'.encode()))
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content.replace(b'"version": "2.0"', f'"version": "{version}"'.encode()))
+        seal_again(folder)
+        with zipfile.ZipFile(changed, "w") as archive:
+            for name in entries:
+                archive.write(folder / name, name)
         with serving(tmp_path) as served:
             at_server = [f"{served.address}/{version}.{kind}" for kind in ("zip", "zarr")]
-            here: list[str | Path] = [changed, tmp_path / f"{version}.zarr", _in_memory(changed.read_bytes())]
+            here: list[str | Path] = [changed, folder, _in_memory(changed.read_bytes())]
             for address in [*here, *at_server]:
                 if version == "2.7":
                     assert open_trace(address).manifest.version == "2.7"

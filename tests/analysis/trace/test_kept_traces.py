@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from support.documents import seal_again
 from support.published_rich import JOINT, MANIFEST, STEPS, TEXT, arrays, bfloat16, write_rich
 
 from attrace.analysis import Trace, open_trace, sram, ulam, unpack
@@ -73,7 +74,7 @@ def test_its_maps_computed_anew(path: Path, tmp_path: Path) -> None:
     folder = unpack(path, tmp_path / "run.zarr")
     group = zarr.open_group(folder, use_consolidated=False)
     del group[f"{JOINT.group}/derived"]
-    zarr.consolidate_metadata(group.store)
+    seal_again(folder)
     trace = open_trace(folder)
     assert open_derived(trace.stored, JOINT, STEPS) is None
     _maps(trace)
