@@ -12,11 +12,11 @@ from itertools import islice, product
 from typing import Any, Final
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from attrace.analysis.integrity.content import ContentDigest, blocks, covered_arrays
 from attrace.analysis.storage.store import StoredTrace
+from attrace.analysis.storage.stored_array import StoredArray
 from attrace.schemas import ArraySpec, TraceFormatError
 from attrace.schemas.layout import CALLED, DERIVED, KEY, KEY_STEP
 
@@ -54,7 +54,7 @@ class ReadArray:
 
     path: str
     spec: ArraySpec
-    stored: zarr.Array[Any]
+    stored: StoredArray
     chunks: dict[ChunkIndex, Chunk] = field(default_factory=dict)
 
     @property
@@ -79,7 +79,9 @@ class ReadArray:
     def read(self, index: ChunkIndex) -> tuple[Chunk, NDArray[Any] | None]:
         """What a chunk holds, and its values."""
         try:
-            values = np.asarray(self.stored[self._region(index)])
+            values = self.stored.read(self._region(index))
+        except TraceFormatError:  # what says whether the chunk must be there is an issue itself
+            return Chunk(), None
         except Exception as error:  # of a codec, a zip file, the system
             return Chunk(fault=f"the chunk cannot be read: {error}"), None
         if self.is_small:

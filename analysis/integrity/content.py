@@ -88,7 +88,7 @@ def covered_arrays(stored: StoredTrace) -> list[str]:
         data = [spec.name for spec in arrays if spec.dims[0] == "time"]
         kept = data if stored.manifest.has_scores else [f"{DERIVED}/{spec.name}" for spec in derived_arrays(one, 0)]
         paths += [f"{one.group}/{name}" for name in sorted(kept)]
-    return paths + [f"{IMAGES}/{name}" for name in stored.arrays_in(IMAGES)]
+    return paths + [f"{IMAGES}/{name}" for name in stored.pictures()]
 
 
 def blocks(stored: StoredTrace, path: str) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:

@@ -18,6 +18,7 @@ from attrace.analysis.storage.array_check import array_problems
 from attrace.analysis.storage.chunk_codecs import bounded
 from attrace.analysis.storage.metadata import check_digest, copies_in, read_document
 from attrace.analysis.storage.store import StoredTrace, open_store, unconsolidated
+from attrace.analysis.storage.stored_array import ExpectedChunks, StoredArray
 from attrace.schemas import (
     ArraySpec,
     Manifest,
@@ -79,6 +80,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
     manifest = trace.manifest
     issues: list[Issue] = []
     steps = _finished_steps(trace, issues)
+    trace = replace(trace, steps=steps)
     sites = sum(len(one.sites) for one in manifest.classes)
     trace.limits.check(
         "files", len(steps) * sites, f"{path} says that {len(steps)} steps of {sites} layers are finished"
@@ -129,13 +131,23 @@ def _array(trace: StoredTrace, path: str, spec: ArraySpec, issues: list[Issue]) 
         spec = replace(spec, shape=(*stored.shape[:1], *spec.shape[1:]))  # there is room for later steps
     found = [problem(path, message) for message in array_problems(stored, spec, trace.limits, exactly=True)]
     issues += found
-    return None if found else ReadArray(path, spec, bounded(stored))
+    return (
+        None if found else ReadArray(path, spec, StoredArray(trace.path, path, bounded(stored), _expected(trace, path)))
+    )
+
+
+def _expected(trace: StoredTrace, path: str) -> ExpectedChunks | None:
+    """Which chunks must be there; None where the array that says so is an issue itself."""
+    try:
+        return trace.expected(path)
+    except TraceFormatError:
+        return None
 
 
 def _images(trace: StoredTrace, issues: list[Issue]) -> Iterator[tuple[str, ReadArray]]:
     """The pictures, whatever their names: taken from the consolidated metadata, as not every store can list."""
     try:
-        for name in trace.arrays_in(IMAGES):
+        for name in trace.pictures():
             path = f"{IMAGES}/{name}"
             stored = trace.array(path).array
             array = _array(trace, path, image_array(path, stored.shape, trace.manifest.major), issues)
@@ -165,7 +177,7 @@ def _chunk_problems(array: ReadArray) -> Iterator[Issue]:
     """The chunks that cannot be used."""
     for index, chunk in array.chunks.items():
         if chunk.fault is not None:
-            yield problem(array.path, chunk.fault, array.stored.metadata.encode_chunk_key(index))
+            yield problem(array.path, chunk.fault, array.stored.array.metadata.encode_chunk_key(index))
 
 
 def _step_issues(manifest: Manifest, arrays: Arrays, steps: tuple[int, ...]) -> Iterator[Issue]:

@@ -18,7 +18,8 @@ import zarr.codecs
 from numpy.typing import NDArray
 
 from attrace.analysis.storage.chunk_codecs import bounded
-from attrace.analysis.storage.store import StoredArray, StoredTrace
+from attrace.analysis.storage.store import StoredTrace
+from attrace.analysis.storage.stored_array import StoredArray
 from attrace.analysis.trace.derived import open_derived
 from attrace.analysis.trace.trace import Trace
 from attrace.schemas import InputError, Manifest, Omitted, terms_of_use
@@ -194,8 +195,6 @@ class ArrayCopy:
     stored_at: NDArray[np.int32] | None = None
     """The step of the source that holds each (step, layer), -1 where none does; None where steps are where they were.
     """
-    required: bool = False
-    """Whether a chunk that the source lacks is an error."""
     all_steps: bool = False
     """Whether a chunk holds all steps of a layer, for some queries or keys: the read layout."""
 
@@ -258,19 +257,6 @@ class ArrayCopy:
                 return None
             index.append(first // chunk)
         return tuple(index)
-
-    def chunks_of_source(self, region: Region) -> Iterator[ChunkIndex]:
-        """Every chunk of the source that holds values of a region of the copy."""
-        if self.values is not None:
-            return iter(())
-        numbers = [
-            dict.fromkeys(position // chunk for position in positions)
-            for positions, chunk in zip(self._positions(region), self._source_chunks, strict=True)
-        ]
-        if self.stored_at is not None:
-            stored_at = self.stored_at[region[:2]]
-            numbers[0] = dict.fromkeys((stored_at[stored_at >= 0] // self._source_chunks[0]).tolist())
-        return itertools.product(*numbers)
 
     def values_of(self, region: Region) -> NDArray[Any]:
         """The values of a region of the copy, read from whatever chunks hold them."""
@@ -335,8 +321,7 @@ def array_copies(part: Part, codec: str | None, layout: Layout) -> list[ArrayCop
             copy = _of_called_layers(copy, name, part, group)
         if layout == "read" and group is not None and path == f"{group}/{name}":
             copy = replace(copy, all_steps=_is_read_by_patch(copy, name))
-        # which layers were called, whose scores have a chunk, version 1 of the format does not say
-        copies.append(replace(copy, required=stored.knows(path) and (name != SCORES or stored.manifest.major > 1)))
+        copies.append(copy)
     if stored.manifest.status == "recording" and stored.manifest.major > 1:
         copies = [*_times(part, codec), *copies]
     return copies

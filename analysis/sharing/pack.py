@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 import zarr
 import zarr.codecs
@@ -28,7 +28,7 @@ from attrace.analysis.sharing.copy_plan import (
 from attrace.analysis.storage.metadata import write_document
 from attrace.analysis.storage.store import format_errors
 from attrace.analysis.trace.trace import Trace, open_trace
-from attrace.schemas import InputError, Manifest, TraceFormatError
+from attrace.schemas import InputError, Manifest
 from attrace.schemas.digest import DOCUMENT, sealed
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS, MANIFEST_ATTRIBUTE, class_attributes
 
@@ -165,32 +165,20 @@ def _metadata(part: Part, manifest: Manifest, copies: list[ArrayCopy]) -> Store:
 
 def _chunks(copy: ArrayCopy, region: Region, metadata: Store) -> Iterator[tuple[str, bytes]]:
     """Keys and bytes of the chunks of a region of the copy; none where the source has none and need not."""
-    source, store = copy.chunk_of_source(region), copy.source.array.store
+    source = copy.chunk_of_source(region)
     if source is not None:
-        content = _get(store, _key(copy, source))
+        content = _get(copy.source.array.store, _key(copy, source))
         if content is None:
-            return _refuse_lost(copy, source) if copy.required else None
+            return copy.source.require(source)
         if copy.same_codecs:
             yield _key(copy, tuple(part.start // n for part, n in zip(region, copy.chunks, strict=True))), content
             return
-    elif copy.required:
-        lost = next((one for one in copy.chunks_of_source(region) if not sync(store.exists(_key(copy, one)))), None)
-        if lost is not None:
-            _refuse_lost(copy, lost)
-    target = zarr.open_array(metadata, path=copy.path, mode="r+", config={"write_empty_chunks": True})
+    target = zarr.open_array(metadata, path=copy.path, mode="r+").with_config({"write_empty_chunks": True})
     target[region] = copy.values_of(region)
     counts = zip(region, copy.chunks, target.shape, strict=True)
     for index in itertools.product(*(range(one.start // n, -(-min(one.stop, end) // n)) for one, n, end in counts)):
         yield _key(copy, index), _get(metadata, _key(copy, index)) or b""
         sync(metadata.delete(_key(copy, index)))
-
-
-def _refuse_lost(copy: ArrayCopy, index: ChunkIndex) -> NoReturn:
-    chunk = copy.source.array.metadata.encode_chunk_key(index)
-    raise TraceFormatError(
-        f"trace {copy.source.trace_path}: array {copy.path!r} lacks its chunk {chunk}: it was not copied whole, or the "
-        "file was lost; copy the trace again, or leave out the step or layer"
-    )
 
 
 def _key(copy: ArrayCopy, index: ChunkIndex) -> str:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -178,11 +179,11 @@ def _local_files(source: Path) -> dict[str, Path]:
 def _sizes(files: Files, url: str, storage_options: Mapping[str, Any] | None) -> dict[str, int]:
     """Length of every file of a trace by its name below the address; of a packed trace under the empty name."""
     if url.endswith(".zip"):
-        found = {"": files.size()}
+        found = {"": files.size(insist=True)}
     elif url.startswith(("http://", "https://")):  # lists nothing
         names = _names_in_metadata(url, storage_options)
         with ThreadPoolExecutor(_REQUESTS) as pool:
-            found = dict(zip(names, pool.map(files.size, names), strict=True))
+            found = dict(zip(names, pool.map(partial(files.size, insist=True), names), strict=True))
     else:
         found = dict(files.sizes())
     sizes = {name: size for name, size in found.items() if size is not None}

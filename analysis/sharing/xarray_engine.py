@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,11 +10,12 @@ import xarray as xr
 from xarray.backends import BackendEntrypoint
 
 from attrace.analysis.maps.marginals import marginals
+from attrace.analysis.storage.store import open_store
 from attrace.analysis.trace.trace import Trace, open_trace
 from attrace.analysis.trace.views import class_tree, image_array, stored_tree
-from attrace.schemas import FORMAT, InputError
-from attrace.schemas.address import is_address, local_path
-from attrace.schemas.layout import IMAGES, MANIFEST_ATTRIBUTE
+from attrace.schemas import AttraceError, InputError
+from attrace.schemas.address import is_address
+from attrace.schemas.layout import IMAGES
 
 
 class TraceBackendEntrypoint(BackendEntrypoint):
@@ -40,7 +39,11 @@ class TraceBackendEntrypoint(BackendEntrypoint):
         """Whether this is a trace on this machine; one at an address is opened by `engine="attrace"`."""
         if not isinstance(filename_or_obj, str | Path) or is_address(filename_or_obj):
             return False
-        return _is_trace(local_path(filename_or_obj))
+        try:
+            open_store(filename_or_obj)
+        except (AttraceError, OSError):
+            return False
+        return True
 
     def open_datatree(
         self,
@@ -115,15 +118,3 @@ def _contexts_and_branches(trace: Trace) -> Iterator[Trace]:
         of_context = trace.sel(context=context)
         for branch in of_context.branches:
             yield of_context.sel(branch=branch)
-
-
-def _is_trace(path: Path) -> bool:
-    try:
-        if path.is_dir():
-            document = json.loads((path / "zarr.json").read_bytes())
-        else:
-            with zipfile.ZipFile(path) as archive:
-                document = json.loads(archive.read("zarr.json"))
-        return bool(document["attributes"][MANIFEST_ATTRIBUTE]["format"] == FORMAT)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
-        return False

@@ -105,7 +105,10 @@ class CheckedStore(Store):
         check: CheckSize = partial(self.limits.check_file, key, where=where)
         match byte_range:
             case None:
-                return self.files.read(key, check=check)
+                content = self.files.read(key, check=check)
+                if content is not None and key.endswith("zarr.json"):
+                    self.limits.check_document(content, where=where)
+                return content
             case RangeByteRequest(start=start, end=end):
                 pass
             case SuffixByteRequest(suffix=suffix):

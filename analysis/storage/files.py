@@ -51,8 +51,8 @@ class Files(ABC):
         return hash(self.address)
 
     @abstractmethod
-    def size(self, name: str = "") -> int | None:
-        """Length of a file; None where there is none."""
+    def size(self, name: str = "", *, insist: bool = False) -> int | None:
+        """Length of a file; None where there is none, for which a server is asked again if it should be there."""
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
@@ -132,7 +132,7 @@ class LocalFiles(Files):
         super().__init__(str(path))
         self.path = path
 
-    def size(self, name: str = "") -> int | None:
+    def size(self, name: str = "", *, insist: bool = False) -> int | None:  # noqa: ARG002
         found = self._found(name)
         return found.st_size if found is not None and stat.S_ISREG(found.st_mode) else None
 

@@ -34,7 +34,7 @@ class HubFiles(Files):
     def __reduce__(self) -> tuple[Any, ...]:
         return HubFiles, (self.address, self._options)
 
-    def size(self, name: str = "") -> int | None:
+    def size(self, name: str = "", *, insist: bool = False) -> int | None:  # noqa: ARG002
         found = self._ask(lambda: self._system.info(self.where(name)))
         return None if found is None or found["type"] == "directory" else int(found["size"])
 

@@ -19,9 +19,13 @@ class Limits:
     """Layers, in all classes together."""
     chunk_bytes: int = 2**29
     """Bytes of one decoded chunk, of one picture, and of one stored file or object but for metadata."""
-    metadata_bytes: int = 2**26
+    metadata_bytes: int = 2**24
     """Bytes of one `zarr.json`: the manifest and, consolidated, the metadata of every array."""
-    files: int = 2**21
+    metadata_values: int = 2**19
+    """Numbers, texts, lists and members in one `zarr.json`: each takes far more memory than its bytes."""
+    pictures: int = 1000
+    """Pictures of a trace."""
+    files: int = 2**19
     """Files of a trace that is packed or pulled, and (step, layer) that a trace says are finished."""
     expansion: int = 100
     """How many times its own size a packed trace may unpack to: packed traces are stored, not deflated."""
@@ -48,6 +52,11 @@ class Limits:
     def check_file(self, name: str, size: int, *, where: object) -> None:
         """Refuse a stored file above its limit, by its name."""
         self.check("metadata_bytes" if name.endswith("zarr.json") else "chunk_bytes", size, f"{where}: {size} bytes")
+
+    def check_document(self, content: bytes, *, where: object) -> None:
+        """Refuse a `zarr.json` that would take far more memory than it has bytes, before it is parsed."""
+        values = content.count(b",") + content.count(b"[") + content.count(b"{")
+        self.check("metadata_values", values, f"{where}: {values} values")
 
     def check(self, limit: str, value: int, what: str) -> None:
         """Refuse more than a limit allows, such as `check("steps", 10**9, "run.zarr: 1000000000 steps")`.

@@ -29,6 +29,44 @@ _HINTS: Final = {
 _Answer = TypeVar("_Answer")
 
 
+def _is_of_obstore(error: Exception) -> bool:
+    return type(error).__module__.startswith("obstore")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may be answered later: not where it is refused or makes no sense."""
+    from obstore.exceptions import GenericError
+
+    if isinstance(error, _ShortAnswerError):
+        return True
+    return isinstance(error, GenericError) and not _says_no_ranges(error) and not _is_refused(error)
+
+
+def _is_refused(error: Exception) -> bool:
+    return any(f"status code {code}" in str(error) for code in (400, 401, 403, 405, 409, 501))
+
+
+def _says_no_ranges(error: Exception) -> bool:
+    from obstore.exceptions import NotSupportedError
+
+    return isinstance(error, NotSupportedError) or "non-partial response" in str(error)
+
+
+class _ShortAnswerError(OSError):
+    """A server sent less, or more, than it announced."""
+
+
+def _of_length(content: bytes, length: int) -> bytes:
+    if len(content) != length:
+        raise _ShortAnswerError(f"expected {length} bytes, {len(content)} came")
+    return content
+
+
+def _may_pass_or_appear(error: Exception) -> bool:
+    """As `_may_pass`, of what is read because it should be there: a server may say by mistake that it is not."""
+    return _may_pass(error) or isinstance(error, FileNotFoundError)
+
+
 class ObjectFiles(Files):
     """Files at an address that obstore reads.
 
@@ -47,9 +85,10 @@ class ObjectFiles(Files):
     def __reduce__(self) -> tuple[Any, ...]:
         return ObjectFiles, (self.address, self._options)
 
-    def size(self, name: str = "") -> int | None:
+    def size(self, name: str = "", *, insist: bool = False) -> int | None:
         obstore = _client()
-        found = self._ask("read", name, lambda store, path: obstore.head(store, path))
+        may_pass = _may_pass_or_appear if insist else _may_pass
+        found = self._ask("read", name, lambda store, path: obstore.head(store, path), may_pass=may_pass)
         return None if found is None else int(found["size"])
 
     def sizes(self) -> dict[str, int]:
@@ -79,14 +118,14 @@ class ObjectFiles(Files):
             answer = obstore.get(store, path)
             if check is not None:
                 check(answer.meta["size"])
-            return bytes(answer.bytes())
+            return _of_length(bytes(answer.bytes()), answer.meta["size"])
 
         def part(store: Any, path: str) -> bytes:
             if end is not None:
-                return bytes(obstore.get_range(store, path, start=start, end=end))
+                return _of_length(bytes(obstore.get_range(store, path, start=start, end=end)), end - start)
             return bytes(obstore.get(store, path, options={"range": {"offset": start}}).bytes())
 
-        return self._ask("read", name, whole if start == 0 and end is None else part)
+        return self._ask("read", name, whole if start == 0 and end is None else part, may_pass=_may_pass_or_appear)
 
     def blocks(self, name: str = "", start: int = 0) -> Iterator[bytes]:
         obstore = _client()
@@ -135,11 +174,18 @@ class ObjectFiles(Files):
         folder, _, last = self.address.rpartition("/")
         return _store(folder, self._options), last
 
-    def _ask(self, doing: str, name: str, ask: Callable[[Any, str], _Answer]) -> _Answer | None:
+    def _ask(
+        self,
+        doing: str,
+        name: str,
+        ask: Callable[[Any, str], _Answer],
+        *,
+        may_pass: Callable[[Exception], bool] = _may_pass,
+    ) -> _Answer | None:
         """What the server answers; None where nothing is there."""
         try:
             store, path = self._at(name)
-            return asked(lambda: ask(store, path), _may_pass)
+            return asked(lambda: ask(store, path), may_pass)
         except _ABSENT:
             return None
         except Exception as error:
@@ -179,24 +225,3 @@ def _client() -> Any:
 @cache
 def _memory() -> Any:
     return _client().store.MemoryStore()
-
-
-def _is_of_obstore(error: Exception) -> bool:
-    return type(error).__module__.startswith("obstore")
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same request may be answered later: not where it is refused or makes no sense."""
-    from obstore.exceptions import GenericError
-
-    return isinstance(error, GenericError) and not _says_no_ranges(error) and not _is_refused(error)
-
-
-def _is_refused(error: Exception) -> bool:
-    return any(f"status code {code}" in str(error) for code in (400, 401, 403, 405, 409, 501))
-
-
-def _says_no_ranges(error: Exception) -> bool:
-    from obstore.exceptions import NotSupportedError
-
-    return isinstance(error, NotSupportedError) or "non-partial response" in str(error)

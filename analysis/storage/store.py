@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.storage import StorePath
 
@@ -24,6 +22,7 @@ from attrace.analysis.storage.chunk_codecs import bounded
 from attrace.analysis.storage.files import Files, LocalFiles
 from attrace.analysis.storage.limits import Limits
 from attrace.analysis.storage.metadata import check_digest, read_document
+from attrace.analysis.storage.stored_array import ExpectedChunks, StoredArray, first_line
 from attrace.analysis.storage.zip_files import ZipFiles
 from attrace.schemas import (
     ArraySpec,
@@ -38,7 +37,17 @@ from attrace.schemas import (
 )
 from attrace.schemas.address import is_address
 from attrace.schemas.checks import require_type
-from attrace.schemas.layout import DERIVED, IMAGE_NAMES, IMAGES, MANIFEST_ATTRIBUTE, STEP_DONE, chunk_key
+from attrace.schemas.layout import (
+    CALLED,
+    DERIVED,
+    IMAGE_NAMES,
+    IMAGES,
+    KEY,
+    KEY_STEP,
+    MANIFEST_ATTRIBUTE,
+    STEP_DONE,
+    stored_name,
+)
 
 
 @dataclass(frozen=True)
@@ -49,10 +58,14 @@ class StoredTrace:
     """Where it lies, for messages."""
     root: zarr.Group
     manifest: Manifest
+    steps: tuple[int, ...] | None = None
+    """The finished steps, where they were read before."""
 
     @cached_property
     def finished_steps(self) -> tuple[int, ...]:
         """Places of the finished steps along `time`: those that the marker names."""
+        if self.steps is not None:
+            return self.steps
         finished = tuple(np.flatnonzero(self.array(STEP_DONE)[:] == 1).tolist())
         sites = sum(len(one.sites) for one in self.manifest.classes)
         what = f"{self.path} says that {len(finished)} steps of {sites} layers are finished"
@@ -88,14 +101,29 @@ class StoredTrace:
         problem = next(array_problems(array, self._spec(name, array), self.limits), None)
         if problem is not None:
             raise TraceFormatError(f"trace {self.path}: array {name!r}: {problem} (attrace verify lists what is wrong)")
-        return StoredArray(self.path, name, bounded(array))
+        return StoredArray(self.path, name, bounded(array), self.expected(name))
+
+    def check_steps(self) -> None:
+        """Refuse a closed trace whose marker names other steps than the manifest counts: it is damaged or out of date.
+
+        Raises
+        ------
+        TraceFormatError
+            If it does.
+        """
+        found, expected = len(self.finished_steps), self.manifest.steps
+        if self.manifest.status != "recording" and found != expected:
+            raise TraceFormatError(
+                f"trace {self.path}: the manifest says that {expected} steps are finished, the array {STEP_DONE!r} "
+                f"{found}: its chunk c/0 was lost, or is older (attrace verify lists what is wrong)"
+            )
 
     @property
     def image_names(self) -> list[str]:
         """Names of the pictures; a store that cannot list is asked for the usual ones."""
         if self.root.metadata.consolidated_metadata is None and not self.root.store.supports_listing:
             return [name for name in IMAGE_NAMES if f"{IMAGES}/{name}" in self.root]
-        return self.arrays_in(IMAGES)
+        return self.pictures()
 
     def knows(self, name: str) -> bool:
         """Whether the format says what the array at a path is."""
@@ -129,17 +157,34 @@ class StoredTrace:
         with format_errors(f"trace {self.path}: metadata of a group or array cannot be read"):
             return list(self.root.members(max_depth=None))
 
-    def arrays_in(self, group: str) -> list[str]:
-        """Names of the arrays in a group; none where there is no such group.
+    def pictures(self) -> list[str]:
+        """Names of the pictures.
 
         Raises
         ------
         TraceFormatError
             If metadata cannot be read.
         """
-        found = self.group(group)
-        with format_errors(f"trace {self.path}: group {group!r} cannot be listed"):
-            return [] if found is None else sorted(found.array_keys())
+        found = self.group(IMAGES)
+        with format_errors(f"trace {self.path}: group {IMAGES!r} cannot be listed"):
+            names = [] if found is None else sorted(found.array_keys())
+        self.limits.check("pictures", len(names), f"trace {self.path}: {len(names)} pictures")
+        return names
+
+    def expected(self, name: str) -> ExpectedChunks | None:
+        """Which chunks of an array must be there; None where the format does not say so."""
+        spec, (group, _, last) = self._specs.get(name), name.rpartition("/")
+        if name == STEP_DONE or not self.knows(name):
+            return None
+        if spec is None or spec.dims[0] != "time":
+            return ExpectedChunks()
+        if "layer" not in spec.dims or last in (KEY_STEP, CALLED) or group.endswith(f"/{DERIVED}"):
+            return ExpectedChunks(self.finished_steps)
+        is_key = last == stored_name(KEY, self.manifest.major)
+        said_by = CALLED if f"{group}/{CALLED}" in self._specs and not is_key else KEY_STEP
+        if f"{group}/{said_by}" not in self._specs:
+            return None  # scores in version 1 of the format
+        return ExpectedChunks(self.finished_steps, self.array(f"{group}/{said_by}"), is_key)
 
     @cached_property
     def _specs(self) -> dict[str, ArraySpec]:
@@ -157,74 +202,6 @@ class StoredTrace:
         if spec.dims[0] != "time" or name == STEP_DONE:
             return spec
         return replace(spec, shape=(max(self.finished_steps, default=-1) + 1, *spec.shape[1:]))
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """One array of a trace."""
-
-    trace_path: str
-    name: str
-    array: zarr.Array[Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Length along each dimension."""
-        return self.array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Data type of the stored values."""
-        return self.array.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return self.array.ndim
-
-    def __getitem__(self, selection: Any) -> NDArray[Any]:
-        """Read a part, by basic indexing.
-
-        Raises
-        ------
-        TraceFormatError
-            If a chunk cannot be decoded: its bytes are not those that were written.
-        """
-        try:
-            return np.asarray(self.array[selection])
-        except (AttraceError, OSError, IndexError):
-            raise
-        except Exception as error:
-            self._raise_for_broken_chunk(selection, error)
-            raise TraceFormatError(
-                f"trace {self.trace_path}: array {self.name!r} cannot be read ({_first_line(error)}): copy the trace "
-                "again"
-            ) from error
-
-    def _raise_for_broken_chunk(self, selection: Any, error: Exception) -> None:
-        for chunk in self._chunks_of(selection):
-            region = tuple(slice(i * n, (i + 1) * n) for i, n in zip(chunk, self.array.chunks, strict=True))
-            try:
-                self.array[region]
-            except OSError:
-                raise
-            except Exception:
-                raise TraceFormatError(
-                    f"trace {self.trace_path}: chunk {chunk_key(chunk)} of array {self.name!r} cannot be decoded "
-                    f"({_first_line(error)}): its bytes are not those that were written; copy the trace "
-                    "again, or select other steps or layers"
-                ) from error
-
-    def _chunks_of(self, selection: Any) -> Iterator[tuple[int, ...]]:
-        """Grid positions of the chunks that a basic selection touches."""
-        given = selection if isinstance(selection, tuple) else (selection,)
-        parts = [part for part in given if part is not Ellipsis]
-        parts += [slice(None)] * (self.ndim - len(parts))
-        touched = [
-            np.unique(np.atleast_1d(np.arange(length)[part]) // chunk).tolist()
-            for length, part, chunk in zip(self.shape, parts, self.array.chunks, strict=True)
-        ]
-        return itertools.product(*touched)
 
 
 def open_store(
@@ -309,12 +286,7 @@ def format_errors(problem: str) -> Iterator[None]:
     except (AttraceError, OSError, ImportError):
         raise
     except Exception as error:  # zarr and zipfile raise key, value, type, attribute and recursion errors, and others
-        raise TraceFormatError(f"{problem} ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).partition("\n")[0].partition(". ")[0][:200]
-    return text or type(error).__name__
+        raise TraceFormatError(f"{problem} ({first_line(error)})") from error
 
 
 def _as_store(source: str | Path | Store, storage_options: Mapping[str, Any] | None) -> Store:

@@ -18,8 +18,8 @@ from attrace.schemas import InputError, TraceFormatError, TraceNotFoundError
 TAIL_BYTES: Final = 2**17
 """What is read of the end of a file first: of a small trace its table of contents and all that opening it takes."""
 
-MAX_CONTENTS_BYTES: Final = 2**28
-"""Largest table of contents that is read: that of some two million entries."""
+MAX_CONTENTS_BYTES: Final = 2**26
+"""Largest table of contents that is read: that of some half a million entries."""
 
 MAX_WHOLE_BYTES: Final = 2**28
 """Largest file that is read whole from a server that does not answer range requests."""
@@ -56,7 +56,7 @@ class ZipFiles(Files):
             with zipfile.ZipFile(self._file) as archive:
                 found = [entry for entry in archive.infolist() if not entry.is_dir()]
                 contents_at = archive.start_dir
-        except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, IndexError) as error:
             raise TraceFormatError(
                 f"{self.address} is not a packed trace: expected a folder or a .zip file ({error})"
             ) from error
@@ -68,7 +68,7 @@ class ZipFiles(Files):
     def __reduce__(self) -> tuple[Any, ...]:
         return ZipFiles, (self._packed, self._limits)
 
-    def size(self, name: str = "") -> int | None:
+    def size(self, name: str = "", *, insist: bool = False) -> int | None:  # noqa: ARG002
         entry = self._entries.get(name)
         return None if entry is None else entry.file_size
 
@@ -121,7 +121,7 @@ class _SeekableFile(io.RawIOBase):
     """One of the `Files` as a file to read, whose end is kept."""
 
     def __init__(self, files: Files) -> None:
-        length = files.size()
+        length = files.size(insist=True)
         if length is None:
             raise TraceNotFoundError(f"no trace at {files.address}: there is nothing; check it")
         self._files, self.length, self._at = files, length, 0

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attrace.analysis.storage.store import StoredArray, StoredTrace
+from attrace.analysis.storage.store import StoredTrace
+from attrace.analysis.storage.stored_array import StoredArray
 from attrace.schemas import SiteClass, TraceFormatError, derived_arrays
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS
 

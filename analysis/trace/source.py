@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attrace.analysis.kernels.values import Factors, Scores, SiteValues
-from attrace.analysis.storage.store import StoredArray, StoredTrace
+from attrace.analysis.storage.store import StoredTrace
+from attrace.analysis.storage.stored_array import StoredArray
 from attrace.schemas import InputError, SiteClass, TraceFormatError
 from attrace.schemas.layout import CALLED, KEY, KEY_STEP, QUERY, SCORES, stored_name
 
@@ -59,7 +60,7 @@ class ClassSource:
         the values are of those alone, and only the chunks that hold them are read.
         """
         if self.site_class.encoding == "scores":
-            return self._read_scores(self._called(steps, layer), layer, queries)
+            return self._read_scores(steps, layer, queries)
         return self._read_factors(steps, layer, queries)
 
     def stored(self, name: str, step: int, layer: int) -> NDArray[Any] | None:
@@ -100,10 +101,12 @@ class ClassSource:
             )
         return [int(found[step - first]) if step >= 0 else -1 for step in steps]
 
-    def _read_scores(self, steps: list[int], layer: int, queries: Queries) -> Iterator[Scores | None]:
+    def _read_scores(self, steps: Sequence[int], layer: int, queries: Queries) -> Iterator[Scores | None]:
         scores_of, lse_of = (self._reader(name, layer, queries) for name in (SCORES, "lse"))
-        for step in steps:
-            scores = scores_of(step) if step >= 0 else None
+        for step, called_at in zip(steps, self._called(steps, layer), strict=True):
+            if called_at < 0 <= step:
+                self.arrays[SCORES].require_absent(step, layer)
+            scores = scores_of(step) if called_at >= 0 else None
             if scores is None or (CALLED not in self.arrays and _is_gap(scores)):
                 yield None
             else:
@@ -115,6 +118,8 @@ class ClassSource:
         key_at, key = -1, None
         for step, stored_at in zip(steps, self._key_steps(steps, layer), strict=True):
             if stored_at < 0:
+                if step >= 0:
+                    self.arrays[QUERY].require_absent(step, layer)
                 yield None
                 continue
             if key is None or stored_at != key_at:

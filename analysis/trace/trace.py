@@ -140,6 +140,7 @@ def open_trace(source: str | Path | Store, *, storage_options: Mapping[str, Any]
 
 def trace_of(stored: StoredTrace) -> Trace:
     """The trace in a store: its finished steps, with nothing selected."""
+    stored.check_steps()
     manifest = stored.manifest
     present = {site_class.context for site_class in manifest.classes}
     context = next((context for context in CONTEXT_PREFERENCE if context in present), None)

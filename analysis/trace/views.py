@@ -13,7 +13,7 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 
 from attrace.analysis.kernels.values import Scores
-from attrace.analysis.storage.store import StoredArray
+from attrace.analysis.storage.stored_array import StoredArray
 from attrace.analysis.trace.blocks import array_of_blocks, split
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.source import ClassSource

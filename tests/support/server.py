@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Literal
+
+Fault = Literal["404", "500", "cut", "stale"]
+"""Nothing there, an error of the server, half of the bytes that are announced, or an older version of the file."""
 
 
 @dataclass
@@ -19,6 +23,10 @@ class Served:
     requests: list[str] = field(default_factory=list)
     sent: int = 0
     """Bytes of all answers, without their headers."""
+    fault: Callable[[], Fault | None] = lambda: None
+    """What is wrong with the next answer: see `Fault`."""
+    old: Path | None = None
+    """Folder of older versions of the files, for answers that are stale."""
     last: int | None = None
     """Bytes after which it breaks off, in the middle of an answer, and then refuses everything."""
 
@@ -39,7 +47,12 @@ def serving(folder: Path, *, ranges: bool = True) -> Iterator[Served]:
 
         def _answer(self, *, with_body: bool) -> None:
             served.requests.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
-            path = folder / self.path.lstrip("/")
+            path, fault = folder / self.path.lstrip("/"), served.fault()
+            if fault in ("404", "500"):
+                self.send_error(int(fault))
+                return
+            if fault == "stale" and served.old is not None:
+                path = served.old / self.path.lstrip("/")
             if served.last is not None and served.sent >= served.last:
                 self.send_error(403)
                 return
@@ -61,6 +74,9 @@ def serving(folder: Path, *, ranges: bool = True) -> Iterator[Served]:
                 if served.last is not None:
                     content = content[: served.last - served.sent]
                 served.sent += len(content)
+                if fault == "cut":
+                    content = content[: len(content) // 2]
+                    self.close_connection = True
                 with suppress(ConnectionError):  # of a client that wanted a part only
                     self.wfile.write(content)
 

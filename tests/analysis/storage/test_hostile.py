@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +16,11 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
+from support.server import serving
 from support.traces import make_trace, site_class
 
-from attrace.analysis import llam, open_trace, pack, ulam
+from attrace.analysis import llam, open_trace, pack, ulam, unpack
+from attrace.analysis.integrity.verify import verify
 from attrace.analysis.maps.precompute import precompute
 from attrace.analysis.storage.files import LocalFiles
 from attrace.cli import main
@@ -297,3 +301,89 @@ def test_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
         save_figure(figure, tmp_path / name)
     svg = (tmp_path / "maps.svg").read_text()
     assert "<script" not in svg
+
+
+NESTED = {
+    "empty lists": "[" + "[]," * 20_000_000 + "[]]",
+    "numbers": "[" + "1," * 25_000_000 + "1]",
+    "members": "{" + ",".join(f'"{number}":0' for number in range(2_000_000)) + "}",
+    "depth": "[" * 5_000_000 + "]" * 5_000_000,
+}
+"""Texts of some 20 to 60 MB that compress to some kilobytes."""
+
+HOSTILE = """
+import resource, sys, time
+from click.testing import CliRunner
+from attrace.cli import main
+begun = time.process_time()
+result = CliRunner().invoke(main, sys.argv[1:])
+seconds, peak = time.process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+assert result.exit_code == 3, (result.output, result.exception)
+assert seconds < 10, seconds
+assert peak < 1024, peak
+sys.stdout.write(result.stderr)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [None, str(2**27)], ids=["default", "raised"])
+@pytest.mark.parametrize("nested", NESTED.values(), ids=NESTED)
+def test_metadata_that_unpacks_to_much_more(
+    trace: Path, tmp_path: Path, nested: str, limit: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused by its bytes; where those are allowed, by the number of its values, before it is parsed."""
+    if limit is not None:
+        monkeypatch.setenv("ATTRACE_MAX_METADATA_BYTES", limit)
+        monkeypatch.setenv("ATTRACE_MAX_EXPANSION", "10000")
+    text = (trace / "zarr.json").read_text()
+    document = text.replace('"attributes":', f'"attributes": {{"more": {nested}}}, "was":', 1)
+    with zipfile.ZipFile(tmp_path / "run.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zarr.json", document)
+    for command in (["info"], ["verify"], ["unpack", "out.zarr"]):
+        arguments = [command[0], str(tmp_path / "run.zip"), *(str(tmp_path / name) for name in command[1:])]
+        done = subprocess.run([sys.executable, "-c", HOSTILE, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "ATTRACE_MAX_" in done.stdout or "100 times" in done.stdout
+
+
+def test_more_pictures_than_the_limit(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTRACE_MAX_PICTURES", "1")
+    read_all(trace)
+    zarr.open_group(trace).create_array("images/other", data=PICTURE, dimension_names=("row", "column", "channel"))
+    with pytest.raises(TraceFormatError, match=r"2 pictures, the limit is 1: .*ATTRACE_MAX_PICTURES"):
+        read_all(trace)
+
+
+@pytest.mark.parametrize("shape", [[2**62, 2, 2, 64, 8], [2**40, 2, 2, 64, 8]])
+@pytest.mark.parametrize("array", ["query_vector", "key_step"])
+def test_absurd_lengths_are_issues_of_verify(trace: Path, array: str, shape: list[int]) -> None:
+    """What a damaged trace says of an array's length is not made in memory."""
+    edit(trace / GROUP / array, shape=shape[:2] if array == "key_step" else shape)
+    assert any("ATTRACE_MAX_STEPS" in str(one) for one in verify(trace).problems)
+
+
+@pytest.mark.parametrize("content", ["empty", "nameless", "lzma"])
+def test_zip_files_that_no_packed_trace_is(trace: Path, tmp_path: Path, content: str) -> None:
+    packed = tmp_path / "run.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA if content == "lzma" else zipfile.ZIP_STORED) as archive:
+        if content != "empty":
+            archive.writestr("zarr.json", (trace / "zarr.json").read_text())
+    if content == "nameless":
+        packed.write_bytes(_without_names(packed.read_bytes()))
+    with serving(tmp_path) as served:
+        for read in (open_trace, verify, lambda _: unpack(packed, tmp_path / "out.zarr")):
+            for where in (packed, f"{served.address}/run.zip"):
+                with pytest.raises(TraceFormatError, match=r"run\.zip"):
+                    read(where)
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def _without_names(content: bytes) -> bytes:
+    """A zip file of one entry, whose name has no letters in the table of contents."""
+    at = content.index(b"PK\x01\x02")
+    entry = bytearray(content[at:])
+    entry[28:30] = bytes(2)
+    entry[46 : 46 + len("zarr.json")] = b""
+    end = entry.index(b"PK\x05\x06")
+    entry[end + 12 : end + 16] = end.to_bytes(4, "little")
+    return content[:at] + bytes(entry)
