@@ -50,8 +50,8 @@ def _undo(trace: Path, *, steps: int) -> None:
     document["attributes"]["attrace"] |= {"status": "recording", "steps": 0, "finished": None}
     (trace / "zarr.json").write_text(json.dumps(document))
     for name in ("time", "timestep"):  # closing a trace adds them to its classes
-        for path in trace.glob(f"*/*/{name}"):
-            shutil.rmtree(path)
+        for copy in trace.glob(f"*/*/{name}"):
+            shutil.rmtree(copy)
     for path, array in zarr.open_group(trace).members(max_depth=None):
         if isinstance(array, zarr.Array) and array.metadata.dimension_names[0] == "time":  # type: ignore[union-attr, index]
             if array.chunks[0] > 1:
