@@ -45,8 +45,8 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def _maps(trace: Trace) -> None:
-    np.testing.assert_allclose(ulam(trace, direction="r2g", size=(3, 4)), R2G, rtol=1e-5)
-    np.testing.assert_allclose(ulam(trace, direction="g2r", size=(2, 2)), G2R, rtol=1e-5)
+    np.testing.assert_allclose(ulam(trace, direction="r2g", size=(3, 4), density=False), R2G, rtol=1e-5)
+    np.testing.assert_allclose(ulam(trace, direction="g2r", size=(2, 2), density=False), G2R, rtol=1e-5)
 
 
 def test_it_is_as_it_was_written(path: Path) -> None:
@@ -83,9 +83,9 @@ def test_its_maps_computed_anew(path: Path, tmp_path: Path) -> None:
 def test_a_row_of_it_and_its_text(path: Path) -> None:
     trace = open_trace(path)
     one = trace.sel(layer="blocks.0.attn", time=1)
-    np.testing.assert_allclose(sram(one, at=(2, 2), size=(2, 2)), ROW, rtol=1e-5)
+    np.testing.assert_allclose(sram(one, at=(2, 2), size=(2, 2), density=False), ROW, rtol=1e-5)
     text = trace.sel(context="text")
-    np.testing.assert_allclose(ulam(text, direction="r2g", size=(3, 4)), TEXT_R2G, rtol=1e-6)
+    np.testing.assert_allclose(ulam(text, direction="r2g", size=(3, 4), density=False), TEXT_R2G, rtol=1e-6)
 
 
 def test_it_is_sound_and_its_content_is_known(path: Path) -> None:
