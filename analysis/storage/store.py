@@ -94,6 +94,11 @@ class StoredTrace:
         with format_errors(f"trace {self.path}: the metadata of array {name!r} cannot be read"):
             array = self.root.get(name)
         if not isinstance(array, zarr.Array):
+            if name == STEP_DONE and self.manifest.status == "recording":
+                raise TraceFormatError(
+                    f"trace {self.path} has nothing to read: its recording was interrupted before its first step, or "
+                    "has only just begun"
+                )
             raise TraceFormatError(
                 f"trace {self.path} lacks the array {name!r}, which its manifest promises: it was not copied whole, "
                 "or something else wrote it (attrace verify lists what is wrong)"

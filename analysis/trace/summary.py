@@ -36,7 +36,7 @@ def facts(trace: Trace, *, size: str = "") -> dict[str, str]:
     known = {
         "trace": trace.path,
         "id": manifest.id,
-        "status": f"{trace.status}, {trace.steps} finished steps",
+        "status": f"{_status(trace)}, {trace.steps} finished steps",
         "recorded": f"{manifest.created} to {manifest.finished or '(not closed)'}",
         "size": size,
         "pipeline": _identity(manifest.pipeline),
@@ -85,6 +85,11 @@ def _class_line(selected: SelectedClass) -> str:
 def _model(manifest: Manifest) -> str:
     named = manifest.pipeline or manifest.denoiser
     return named.class_name + (f" ({named.model_id})" if named.model_id else "")
+
+
+def _status(trace: Trace) -> str:
+    """The status; of a recording that was never closed nobody knows more."""
+    return "interrupted, or still recording" if trace.status == "recording" else trace.status
 
 
 def _steps(trace: Trace) -> str:

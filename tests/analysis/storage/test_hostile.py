@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -387,3 +388,14 @@ def _without_names(content: bytes) -> bytes:
     end = entry.index(b"PK\x05\x06")
     entry[end + 12 : end + 16] = end.to_bytes(4, "little")
     return content[:at] + bytes(entry)
+
+
+def test_a_run_that_was_killed_before_its_first_step(trace: Path) -> None:
+    shutil.rmtree(trace / "step_done")
+    with pytest.raises(TraceFormatError, match="its recording was interrupted before its first step"):
+        open_trace(trace)
+    assert "interrupted" in CliRunner().invoke(main, ["info", str(trace)]).stderr
+
+
+def test_a_run_that_was_killed_is_said_to_be_interrupted(trace: Path) -> None:
+    assert "interrupted, or still recording, 3 finished steps" in CliRunner().invoke(main, ["info", str(trace)]).stdout
