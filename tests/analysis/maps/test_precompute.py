@@ -11,6 +11,7 @@ import dask.base
 import numpy as np
 import pytest
 import zarr
+from support.documents import edit_document, seal_again
 from support.exact import counted_reads, random_calls, write_calls
 from support.traces import make_trace, site_class
 
@@ -102,6 +103,8 @@ def test_what_is_there_is_not_computed_again(path: Path) -> None:
 def test_what_covers_other_steps_does_not_count(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     precompute(path)
     zarr.open_array(path / "step_done")[STEPS - 1] = 0
+    edit_document(path / "zarr.json", lambda root: root["attributes"]["attrace"].update(steps=STEPS - 1))
+    seal_again(path)
     shorter = open_trace(path)
     assert shorter.steps == STEPS - 1
     with counted_reads(monkeypatch) as read:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.documents import edit_document, seal_again
 from support.traces import make_trace
 
 from attrace.analysis.studies.pairing import pair_traces
@@ -43,9 +44,8 @@ def test_traces_are_paired_by_their_inputs(tmp_path: Path) -> None:
             images={"reference": picture + np.uint8(value), "generated": picture + np.uint8(len(path))},
             call_arguments={"prompt": prompt, "guidance_scale": scale},
         )
-        manifest = tmp_path / path / "zarr.json"
-        assert '"seed": null' in manifest.read_text()
-        manifest.write_text(manifest.read_text().replace('"seed": null', f'"seed": {seed}'))
+        edit_document(tmp_path / path / "zarr.json", lambda root: root["attributes"]["attrace"].update(seed=seed))
+        seal_again(tmp_path / path)
 
     put("a/x.zarr", 1, "a cat", 0, 3.0)
     put("a/y.zarr", 2, "a cat", 0, 3.0)

@@ -23,6 +23,7 @@ from support.traces import make_trace, site_class
 from attrace.analysis import open_trace
 from attrace.analysis.integrity.verify import verify
 from attrace.recorder import RecordingWarning, record
+from attrace.recorder.capture.host_copies import HostCopier
 from attrace.recorder.writing import store as store_module
 from attrace.recorder.writing.store import TraceStore, new_manifest_fields
 from attrace.schemas import CaptureError, Manifest, ModelIdentity, TraceExistsError
@@ -83,8 +84,7 @@ class TestTheRunIsNotLost:
         def run_on() -> None:
             with recording:
                 call(unet)
-                assert recording._parts is not None
-                monkeypatch.setattr(recording._parts.run, "_copy", fail)
+                monkeypatch.setattr(HostCopier, "__call__", fail)
                 assert torch.isfinite(call(unet)).all()
 
         with pytest.warns(RecordingWarning, match=r"step 1 \(MemoryError: of the copy\)"):
