@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import zarr
 from click.testing import Result
+from support.documents import seal_again
 
 from attrace.cli.shared.errors import Usage, recorder_needed
 from attrace.cli.shared.output import csv_cell
@@ -231,6 +232,7 @@ def hostile(trace: Path) -> Path:
     for site in manifest["classes"][0]["sites"]:
         site["path"] = f"={site['path']}\u202e"  # the format allows no other controls there
     (trace / "zarr.json").write_text(json.dumps(document))
+    seal_again(trace)
     return trace
 
 

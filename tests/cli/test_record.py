@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -253,10 +255,19 @@ def test_a_recording_above_the_limit_fails(run: Run) -> None:
     assert "Error:" in result.stderr
 
 
+@pytest.fixture
+def unhandled(number: signal.Signals) -> Iterator[signal.Handlers | Callable[..., Any]]:
+    """What Python does at a signal by itself: a shell ignores Ctrl-C for what it starts in the background."""
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, usual)
+    yield usual
+    signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.usefixtures("workplace")
 def test_a_run_that_is_stopped_leaves_its_finished_steps(
-    run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, unhandled: signal.Handlers | Callable[..., Any]
 ) -> None:
     calls = []
 
@@ -268,13 +279,12 @@ def test_a_run_that_is_stopped_leaves_its_finished_steps(
         return sample
 
     monkeypatch.setattr("diffusers.DDIMScheduler.scale_model_input", stop_in_the_third)
-    before = signal.getsignal(number)
     result = run(*PAINT, "--steps", "5")
     assert result.exit_code == 1
     assert "Aborted!" in result.stderr
     trace = open_trace("run.zarr")
     assert (trace.status, trace.steps) == ("interrupted", 2)
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is unhandled
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
