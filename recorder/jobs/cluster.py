@@ -141,7 +141,8 @@ def _local_cluster(workers: int, device: str) -> Iterator[Any]:
     import distributed  # optional: only clusters need it
 
     web = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
-    shared = {"nthreads": 1, "memory_limit": None, "resources": _resources(device), **web}
+    quiet = {"silence_logs": logging.CRITICAL}
+    shared = {"nthreads": 1, "memory_limit": None, "resources": _resources(device), **web, **quiet}
     specification = {
         number: {"cls": distributed.Nanny, "options": shared | {"env": environment}}
         for number, environment in enumerate(_environments(workers, device))
@@ -150,7 +151,7 @@ def _local_cluster(workers: int, device: str) -> Iterator[Any]:
     threads = max(1, (os.cpu_count() or 1) // workers)
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads}),
-        distributed.SpecCluster(specification, scheduler, silence_logs=logging.CRITICAL) as cluster,
+        distributed.SpecCluster(specification, scheduler, **quiet) as cluster,
         distributed.Client(cluster) as client,
     ):
         yield client
