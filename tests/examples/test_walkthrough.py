@@ -48,7 +48,7 @@ def test_a_trace_is_shown_with_its_pictures(executed: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["import hlam, llam", "groups=4", 'hlam(trace, direction="g2r")', "sram(trace", "token_map(text"]
+    "text", ["import hlam, llam", "groups=4", 'hlam(trace, direction="g2r").plot', "sram(trace", "token_map(text"]
 )
 def test_maps_are_drawn(text: str, executed: Any) -> None:
     assert any("image/png" in shown for shown in outputs(executed, text))
