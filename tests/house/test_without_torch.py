@@ -69,7 +69,7 @@ assert len(main.commands) > 5
 def test_a_device_needs_torch(tmp_path: Path) -> None:
     made = make_trace(tmp_path / "run.zarr")
     done = _run("from attrace.cli import main; main()", "precompute", "--device", "cuda", str(made.path))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("Error: device='cuda' needs torch: pip install 'attrace[record]'")
 
 
