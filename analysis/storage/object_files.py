@@ -93,14 +93,14 @@ class ObjectFiles(Files):
 
     def sizes(self) -> dict[str, int]:
         obstore = _client()
-        root = self._prefix("")
-        listed = self._ask("listed", "", lambda store, _: [one for some in obstore.list(store, root) for one in some])
+        root, store = self._prefix(""), self._folder
+        listed = self._ask("listed", "", lambda *_: [one for some in obstore.list(store, root) for one in some])
         return {str(one["path"]).removeprefix(root or "").strip("/"): int(one["size"]) for one in listed or ()}
 
     def children(self, folder: str = "") -> list[str]:
         obstore = _client()
-        root = self._prefix(folder)
-        listed = self._ask("listed", folder, lambda store, _: obstore.list_with_delimiter(store, root))
+        root, store = self._prefix(folder), self._folder
+        listed = self._ask("listed", folder, lambda *_: obstore.list_with_delimiter(store, root))
         if listed is None:
             return []
         folders = [f"{path}/" for path in listed["common_prefixes"] if path != root]  # WebDAV lists the folder itself
@@ -172,6 +172,8 @@ class ObjectFiles(Files):
         if self._path is not None or name:
             return self._folder, self._prefix(name) or ""
         folder, _, last = self.address.rpartition("/")
+        if folder.endswith("/"):  # of a bucket
+            return self._folder, ""
         return _store(folder, self._options), last
 
     def _ask(
@@ -184,8 +186,7 @@ class ObjectFiles(Files):
     ) -> _Answer | None:
         """What the server answers; None where nothing is there."""
         try:
-            # a bucket itself can be listed, but lies in no other folder
-            store, path = (self._folder, "") if doing == "listed" else self._at(name)
+            store, path = self._at(name)
             return asked(lambda: ask(store, path), may_pass)
         except _ABSENT:
             return None

@@ -122,7 +122,7 @@ def test_statistics_on_a_server_are_those_on_disk(run: Run, server: str, tmp_pat
     other = run("aggregate", "runs", "--size", "4x4", "-o", f"{server}/stats.zarr", "--overwrite")
     assert other.exit_code == 0, (other.output, other.exception)
     with xr.open_zarr(tmp_path / "served/bucket/stats.zarr", consolidated=False) as stats:
-        assert stats["ulam_mean"].sel(direction="r2g").sizes == {"row": 4, "column": 4}
+        assert {stats["ulam_mean"].sizes[dim] for dim in ("row", "column")} == {4}
 
 
 @pytest.mark.usefixtures("two")

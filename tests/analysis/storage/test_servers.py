@@ -115,7 +115,7 @@ def test_a_plain_web_server_gives_what_is_named(runs: Path, http: str, tmp_path:
     np.testing.assert_array_equal(ulam(open_traces(addresses)), ulam(open_traces(runs)))
     pull(f"{http}/bucket/packed.zip", tmp_path / "run.zip")
     assert (tmp_path / "run.zip").read_bytes() == (runs.parent / "packed.zip").read_bytes()
-    with pytest.raises(OSError, match=r"cannot be listed .*only a WebDAV server.*name each trace"):
+    with pytest.raises(OSError, match=r"cannot be listed .*only WebDAV servers list folders: name each trace"):
         open_traces(f"{http}/bucket/runs/*.zarr")
     pull(addresses[0], tmp_path / "run.zarr")
     assert files(tmp_path / "run.zarr") == files(runs / "0.zarr")
