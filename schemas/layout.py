@@ -66,6 +66,10 @@ KEY_STEP: Final = "key_step"
 CALLED: Final = "called"
 """Array of a class, uint8 (time, layer): 1 where the site was called in the step; not in version 1 of the format."""
 
+EFFECT: Final = "effect"
+"""Optional array of a class, float64 (layer[, head]): how much the picture changes without the attention of each layer,
+or of each head; NaN where it was not measured."""
+
 LAYERS: Final = "layers"
 """Attribute of a class group: module paths of its layers, in their order; not in version 1 of the format."""
 
@@ -86,6 +90,7 @@ LONG_NAMES: Final = {
     CALLED: "1 where the layer was called in the step",
     "bias": "additive mask over the keys",
     "lse": "log of the sum of exp(score) over all keys",
+    EFFECT: "change of the generated picture without the attention of the layer or head",
     "layer": "position in the order of calls within a step",
     "r2g": "reference-to-generated attribution (mean over keys of the softmax over queries)",
     "g2r": "generated-to-reference attribution (mean over queries of the softmax over keys)",
@@ -211,6 +216,12 @@ def derived_arrays(site_class: SiteClass, steps: int) -> tuple[ArraySpec, ...]:
         _array(name, "float32", {dim: lengths[dim] for dim in ("time", "layer", "head", token)}, chunks)
         for name, token in (("r2g", "query"), ("g2r", "key"))
     )
+
+
+def effect_array(site_class: SiteClass, *, by_head: bool) -> ArraySpec:
+    """The array of measured effects of a class."""
+    lengths = _lengths(site_class, 0)
+    return _array(EFFECT, "float64", {dim: lengths[dim] for dim in (("layer", "head") if by_head else ("layer",))}, {})
 
 
 def reference_name(number: int) -> str:

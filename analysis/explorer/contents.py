@@ -19,10 +19,11 @@ from attrace.analysis.explorer.attention import Attention, attention_of, lazy_at
 from attrace.analysis.explorer.pictures import UNITS, picture_pixels
 from attrace.analysis.explorer.plan import ReportClass, ReportPlan, Side, listed_keys, plan_report
 from attrace.analysis.figures.text import labels_along
+from attrace.analysis.kernels.resize import bicubic_matrix
 from attrace.analysis.maps.attribution import level_maps
 from attrace.analysis.maps.masks import area_matrix, coverage, trace_mask
-from attrace.analysis.maps.resize import bicubic_matrix
 from attrace.analysis.maps.sram import picture_size, strongest_patches
+from attrace.analysis.maps.weights import LayerWeights, read_weights
 from attrace.analysis.scores.trace_scores import score_table, score_trace
 from attrace.analysis.trace.trace import Trace
 from attrace.schemas import Direction, InputError
@@ -54,7 +55,7 @@ class Contents:
     """The mask over the generated picture."""
 
 
-def gather(trace: Trace, *, groups: int | None, limit: int) -> Contents:
+def gather(trace: Trace, *, groups: int | None, limit: int, weights: LayerWeights = None) -> Contents:
     """Compute what a report shows, in one go, and make it fit into so many bytes.
 
     Raises
@@ -72,8 +73,9 @@ def gather(trace: Trace, *, groups: int | None, limit: int) -> Contents:
     budget = limit - PAGE_BYTES - _text_bytes(pictures)
     if budget <= 0:
         raise InputError(f"limit: expected more than {PAGE_BYTES + _text_bytes(pictures)} bytes, found {limit}")
-    plan = plan_report(trace, groups, int(budget / BYTES_PER_VALUE))
-    maps = _level_maps(plan)
+    weights = read_weights(weights)
+    plan = plan_report(trace, groups, int(budget / BYTES_PER_VALUE), weights)
+    maps = _level_maps(plan, weights)
     lazy = [lazy_attention(plan, one) for one in plan.classes]
     computed, attended = dask.base.compute(maps, lazy)
     flat: dict[str, NDArray[Any]] = {
@@ -91,7 +93,7 @@ def gather(trace: Trace, *, groups: int | None, limit: int) -> Contents:
         levels,
         pictures | flat | stored,
         _facts(plan, kept, computed, mask if usable else None),
-        score_trace(trace, {"r2g": mask} if usable and mask is not None else {}),
+        score_trace(trace, {"r2g": mask} if usable and mask is not None else {}, weights=weights),
         mask if usable else None,
     )
 
@@ -100,11 +102,12 @@ Maps = Mapping[tuple[str, Direction], xr.Dataset]
 """Maps of every level by unit (`density`, `weight`) and direction."""
 
 
-def _level_maps(plan: ReportPlan) -> Maps:
+def _level_maps(plan: ReportPlan, weights: LayerWeights) -> Maps:
     """Maps of every level and direction, as weights and relative to even attention, lazily."""
+    options: dict[str, Any] = {"groups": len(plan.spans), "weights": weights}
     return {
         (unit, way): level_maps(
-            plan.trace, directions=[way], groups=len(plan.spans), size=plan.grids[way], density=unit == "density"
+            plan.trace, directions=[way], size=plan.grids[way], density=unit == "density", **options
         )[way].to_dataset()
         for way in plan.directions
         for unit in UNITS
@@ -158,6 +161,7 @@ def _facts(plan: ReportPlan, kept: list[Attention], maps: Maps, mask: NDArray[np
         "tokens": list(token_labels(plan) or ()),
         "units": UNITS,
         "names": names_of(plan),
+        "by_head": plan.weights is None or bool(plan.weights.attrs["by_head"]),
         "classes": [
             _class_facts(plan, one, attention, mask, layers) for one, attention in zip(plan.classes, kept, strict=True)
         ],
@@ -229,6 +233,7 @@ def _class_facts(
         "layers": [layers.index(path) for path in one.selected.paths],
         "heads": list(one.selected.heads) if plan.heads_apart else [-1],
         "counts": attention.counts.tolist(),
+        "weights": _pair_weights(plan, one),
         "queries": {"kept": one.queries.kept, "count": one.site_class.queries},
         "keys": {"kept": one.keys.kept, "count": one.site_class.keys},
         "cover": covers,
@@ -236,6 +241,16 @@ def _class_facts(
         "gain": gains,
         "mask": None if mask is None else coverage(mask, one.queries.kept).ravel().tolist(),
     }
+
+
+def _pair_weights(plan: ReportPlan, one: ReportClass) -> list[list[float]]:
+    """Weight of each layer and head that the page keeps apart, 1 where all weigh alike."""
+    heads = list(one.selected.heads)
+    if plan.weights is None:
+        return [[1.0] * (len(heads) if plan.heads_apart else 1)] * len(one.selected.paths)
+    weights = plan.weights.sel(layer=list(one.selected.paths), head=heads).values
+    pairs: list[list[float]] = (weights if plan.heads_apart else weights.sum(axis=1, keepdims=True)).tolist()
+    return pairs
 
 
 def _axes(matrix: Any, old: tuple[int, int], new: tuple[int, int]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 // What a report does in the browser. Run by Bokeh once the page stands; `meta`, `arrays`, `models` and `mapper` are its arguments.
 // A map is made as attrace's `sram` makes it: the mean over the chosen patches of each layer and head, laid on the
-// grid of the page (bicubic, clamped at 0), averaged over all pairs of layer and head.
+// grid of the page (bicubic, clamped at 0), averaged over all pairs of layer and head by their weights.
 const facts = JSON.parse(meta);
 const CHOSEN = {g2r: "generated", r2g: "reference"};
 const SHOWN = {g2r: "reference", r2g: "generated"};
@@ -88,11 +88,13 @@ function attention(way) {
         });
         if (weight === 0 || !Number.isFinite(doubt)) return;
         const made = resized(sums, one[SIDE[shown]].kept, one.resize[way]);
-        for (let cell = 0; cell < total.length; cell++) total[cell] += Math.max(0, made[cell]) / weight * even;
-        error += doubt / weight * even * one.gain[way];
-        share += shares ? shown_share / weight : 1;
+        // the weights of layers say nothing of the heads of one
+        const pair = layer < 0 || (facts.by_head && head < 0) ? one.weights[place][slot] : 1;
+        for (let cell = 0; cell < total.length; cell++) total[cell] += pair * Math.max(0, made[cell]) / weight * even;
+        error += pair * doubt / weight * even * one.gain[way];
+        share += pair * (shares ? shown_share / weight : 1);
         partial ||= shares !== undefined;
-        pairs += 1;
+        pairs += pair;
       });
     });
   });

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
+import xarray as xr
 from scipy import sparse
 
 from attrace.analysis.maps.attribution import mappable_directions
 from attrace.analysis.maps.levels import time_groups
 from attrace.analysis.maps.masks import area_matrix, key_weights, normalised
 from attrace.analysis.maps.plan import Size, finest_grid, grid_plans
+from attrace.analysis.maps.weights import LayerWeights, weights_of
 from attrace.analysis.trace.key_segments import picture_keys
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.trace import Trace
@@ -87,6 +89,8 @@ class ReportPlan:
     """Directions of the level maps."""
     reason: str
     """Why there is no map over the reference, or nothing."""
+    weights: xr.DataArray | None = None
+    """Weights of layers and heads, as `weights_of` gives them."""
 
     @property
     def coarser(self) -> bool:
@@ -112,13 +116,14 @@ class ReportPlan:
         return len(self.spans) * pairs + 2 * FLOAT_COST * maps * shown
 
 
-def plan_report(trace: Trace, groups: int | None, most: int) -> ReportPlan:
+def plan_report(trace: Trace, groups: int | None, most: int, weights: LayerWeights = None) -> ReportPlan:
     """The finest plan that costs no more than so many values.
 
     Raises
     ------
     InputError
-        If the queries lie on no grid, `groups` does not fit the steps, or even the coarsest plan costs more.
+        If the queries lie on no grid, `groups` does not fit the steps, a layer has no weight, or even the coarsest plan
+        costs more.
     """
     directions = mappable_directions(trace)
     if "r2g" not in directions:
@@ -127,11 +132,13 @@ def plan_report(trace: Trace, groups: int | None, most: int) -> ReportPlan:
     spans = tuple(time_groups(trace, groups))
     for most_cells, heads_apart in FINENESS:
         plan = _plan_of(trace, view, most_cells, spans)
-        plan = replace(plan, heads_apart=heads_apart, directions=directions, reason=reason)
-        if plan.cost <= most:
+        of_pairs = weights_of(trace, weights, [one.selected for one in plan.classes])
+        plan = replace(plan, heads_apart=heads_apart, directions=directions, reason=reason, weights=of_pairs)
+        # a plain mean of heads cannot be weighted by head
+        if plan.cost <= most and (heads_apart or of_pairs is None or not of_pairs.attrs["by_head"]):
             return plan
     if groups is None and len(spans) > 1:
-        return plan_report(trace, 1, most)
+        return plan_report(trace, 1, most, weights)
     raise InputError(
         f"trace {trace.path}: a report of {len(trace.layers)} layers and {len(spans)} groups of steps does not fit the "
         "limit of its size even on grids of 8 cells a side: select layers (--layers), or raise the limit (--limit)"

@@ -80,6 +80,8 @@ def _version() -> str:
 def _notes(plan: ReportPlan) -> list[str]:
     trace = plan.trace
     notes = []
+    if plan.weights is not None:
+        notes.append(f"Layers and heads are weighted by {plan.weights.name} in every mean over them.")
     others = [one for one in trace.contexts if one != trace.context]
     if others:
         notes.append(

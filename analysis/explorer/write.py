@@ -12,6 +12,7 @@ from attrace.analysis.explorer.contents import Contents, gather, scores_table, t
 from attrace.analysis.explorer.controls import LEVEL_NAMES, controls, palettes
 from attrace.analysis.explorer.pictures import add_mask, gallery_figure, picture_figure
 from attrace.analysis.explorer.words import name_of, words_of
+from attrace.analysis.maps.weights import LayerWeights
 from attrace.analysis.trace.trace import require_trace
 from attrace.schemas import Direction, InputError
 from attrace.schemas.words import DIRECTIONS
@@ -55,6 +56,7 @@ def write_report(
     groups: int | None = None,
     limit: int = DEFAULT_LIMIT,
     title: str | None = None,
+    weights: LayerWeights = None,
     overwrite: bool = False,
 ) -> Report:
     """Write an interactive report of a trace: one HTML file that needs neither a server nor a network.
@@ -75,6 +77,8 @@ def write_report(
         levels, larger cells, the mean of the heads.
     title
         Of the page; the name of the trace by default.
+    weights
+        Of layers and heads in every mean over them, as for `attribution_map`.
     overwrite
         Replace a file that is there.
 
@@ -100,7 +104,7 @@ def write_report(
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another path, or pass overwrite=True (--overwrite)")
     _require_bokeh()
-    contents = gather(trace, groups=groups, limit=limit)
+    contents = gather(trace, groups=groups, limit=limit, weights=weights)
     page = _page(contents, title or name_of(trace))
     encoded = page.encode()
     if len(encoded) > limit:

@@ -12,6 +12,7 @@ from attrace.analysis.maps.marginals import ATTRIBUTES
 from attrace.analysis.maps.masks import Keys, Queries
 from attrace.analysis.maps.plan import GridPlan, Size, checked_size, finest, finest_grid, grid_plans
 from attrace.analysis.maps.resampler import Resampler
+from attrace.analysis.maps.weights import LayerWeights, read_weights, weights_of
 from attrace.analysis.trace.selection import Layers
 from attrace.analysis.trace.trace import Trace, require_trace
 from attrace.analysis.trace.traces import Traces, map_each
@@ -33,6 +34,7 @@ class MapOptions(TypedDict, total=False):
     layers: Layers
     density: bool
     resampler: Resampler
+    weights: LayerWeights
 
 
 class SubsetOptions(MapOptions, total=False):
@@ -54,6 +56,7 @@ def attribution_map(
     keys: Keys = None,
     density: bool = True,
     resampler: Resampler = None,
+    weights: LayerWeights = None,
     groups: int | None = None,
     group_size: int | None = None,
 ) -> xr.DataArray:
@@ -90,6 +93,13 @@ def attribution_map(
         For `g2r` of an IP-Adapter whose tokens a resampler made of the reference: lay them on its patches, by the
         resampler's last layer (`last`) or all of its layers (`rollout`), as `resampler_shares` says. `keys` is then a
         mask.
+    weights
+        How much each layer and head counts in the mean over them: None for all pairs alike, as in the paper; `effect`
+        for the measured effect of each, which the trace holds (`attrace ablate`); a file that `attrace ablate` wrote,
+        or a JSON object of numbers by layer; or numbers, none negative: a mapping from layers, or from (layer, head),
+        or a DataArray (layer[, head]). Layers are named as in `layers`, and a later label goes before an earlier one:
+        `{"*": 0, "up_blocks.*": 1}`. The number of a layer is shared evenly by its heads. The maps that `llam` keeps
+        apart are weighted by numbers by head alone.
     groups
         Of `tlam`: number of groups, of as equal a size as can be; 5 by default (fewer where there are fewer steps).
     group_size
@@ -106,19 +116,27 @@ def attribution_map(
     ------
     InputError
         If no selected layer has a grid for the direction, what counts is nothing, the groups do not fit the steps or
-        the level, or `resampler` does not suit the trace or the other options.
+        the level, `resampler` does not suit the trace or the other options, or a layer has no weight.
     SelectionError
         If `layers` names no layer.
 
     Notes
     -----
     Each (layer, head) is averaged over the steps, resized (bicubic, a = -0.75, half-pixel centres, no antialias),
-    clamped at 0, and all pairs are averaged with equal weight. A step in which a site was not called is left out of
+    clamped at 0, and all pairs are averaged with equal weight, or with `weights`, which then sum to 1 over the pairs
+    that were called. A step in which a site was not called is left out of
     its mean. I2AM (arXiv 2407.12331).
     """
     if isinstance(trace, Traces):
-        options = {"layers": layers, "queries": queries, "keys": keys, "density": density, "resampler": resampler}
+        options: dict[str, Any] = {
+            "layers": layers,
+            "queries": queries,
+            "keys": keys,
+            "density": density,
+            "resampler": resampler,
+        }
         options |= {"level": level, "direction": direction, "groups": groups, "group_size": group_size}
+        options["weights"] = read_weights(weights)
         # the size of a map does not depend on the layers, queries and keys that are named
         sizes = (_default_size(one, direction, grid_plans(one, direction, resampler=resampler)) for one in trace)
         return map_each(trace, attribution_map, finest(sizes) if size is None else checked_size(size), options)
@@ -126,7 +144,8 @@ def attribution_map(
     chosen = trace if layers is None else trace.sel(layer=layers)
     plans = grid_plans(chosen, direction, queries=queries, keys=keys, density=density, resampler=resampler)
     shape = _default_size(chosen, direction, plans) if size is None else checked_size(size)
-    maps = level_map(chosen, level, plans, shape, groups=groups, group_size=group_size)
+    of_pairs = weights_of(chosen, weights, [plan.marginals.selected for plan in plans])
+    maps = level_map(chosen, level, plans, shape, groups=groups, group_size=group_size, weights=of_pairs)
     attributes = {"normalisation": "density" if density else "none"}
     return described(maps, direction, attributes | ({} if resampler is None else {"resampler": resampler}))
 
@@ -134,7 +153,8 @@ def attribution_map(
 def ulam(trace: Trace | Traces, **options: Unpack[SubsetOptions]) -> xr.DataArray:
     """Unified attribution map: the mean over steps, layers and heads, (row, column).
 
-    `direction`, `size`, `layers`, `queries`, `keys`, `density`, `resampler` and errors are those of `attribution_map`.
+    `direction`, `size`, `layers`, `queries`, `keys`, `density`, `resampler`, `weights` and errors are those of
+    `attribution_map`.
     """
     return attribution_map(trace, "ulam", **options)
 
@@ -149,7 +169,7 @@ def tlam(
     """Time-level attribution map: the mean over layers and heads, (time_group, row, column).
 
     A group of consecutive steps has `group_size` steps, or there are so many `groups`: 5 by default. `direction`,
-    `size`, `layers`, `queries`, `keys`, `density`, `resampler` and errors are those of `attribution_map`.
+    `size`, `layers`, `queries`, `keys`, `density`, `resampler`, `weights` and errors are those of `attribution_map`.
     """
     return attribution_map(trace, "tlam", groups=groups, group_size=group_size, **options)
 
@@ -157,7 +177,8 @@ def tlam(
 def hlam(trace: Trace | Traces, **options: Unpack[SubsetOptions]) -> xr.DataArray:
     """Head-level attribution map: the mean over steps and layers, (head, row, column).
 
-    `direction`, `size`, `layers`, `queries`, `keys`, `density`, `resampler` and errors are those of `attribution_map`.
+    `direction`, `size`, `layers`, `queries`, `keys`, `density`, `resampler`, `weights` and errors are those of
+    `attribution_map`.
     """
     return attribution_map(trace, "hlam", **options)
 
@@ -165,7 +186,8 @@ def hlam(trace: Trace | Traces, **options: Unpack[SubsetOptions]) -> xr.DataArra
 def llam(trace: Trace | Traces, **options: Unpack[SubsetOptions]) -> xr.DataArray:
     """Layer-level attribution map: the mean over steps and heads, (layer, row, column).
 
-    `direction`, `size`, `layers`, `queries`, `keys`, `density`, `resampler` and errors are those of `attribution_map`.
+    `direction`, `size`, `layers`, `queries`, `keys`, `density`, `resampler`, `weights` and errors are those of
+    `attribution_map`.
     """
     return attribution_map(trace, "llam", **options)
 
@@ -191,7 +213,7 @@ def level_maps(
     groups
         Groups of steps of the time-level maps.
     **options
-        `size`, `layers`, `density` and `resampler` (of the `g2r` maps) as for `attribution_map`.
+        `size`, `layers`, `density`, `weights` and `resampler` (of the `g2r` maps) as for `attribution_map`.
 
     Returns
     -------
@@ -260,6 +282,8 @@ def described(maps: xr.DataArray, direction: Direction, attributes: Mapping[str,
     long_name = f"{LONG_NAMES[level]}, {ATTRIBUTES[direction]['long_name'].partition(' (')[0]}"
     if attributes["normalisation"] == "density":
         long_name += ", relative to even attention"
+    if "weights" in maps.attrs:
+        long_name += f", weighted by {maps.attrs['weights']}"
     named: xr.DataArray = maps.rename(f"{level}_{direction}")
     return named.assign_attrs(direction=direction, long_name=long_name, **attributes)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import xarray as xr
 
@@ -95,7 +95,7 @@ def token_map(
         maps = []
         for number in range(len(next(iter(positions.values())))):
             plans = [token_plan(chosen, one, [positions[one.group][number]]) for one in classes]
-            time = {"groups": groups, "group_size": group_size}
+            time: dict[str, Any] = {"groups": groups, "group_size": group_size}
             maps.append(level_map(chosen, level, plans, shape, over_steps="sum", **time))
         return xr.concat(maps, "token").mean("token").assign_attrs(maps[0].attrs)
 

@@ -16,11 +16,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from attrace.analysis.kernels.resize import resize
 from attrace.analysis.maps.attribution import described, possible_directions, tree_of_maps
 from attrace.analysis.maps.levels import level_map
 from attrace.analysis.maps.masks import Keys, Queries, as_mask
 from attrace.analysis.maps.plan import GridPlan, Size, checked_size, finest, finest_grid, grid_plans
-from attrace.analysis.maps.resize import resize
 from attrace.analysis.maps.sram import At, as_sram, chosen_patches
 from attrace.analysis.trace.selection import Layers
 from attrace.analysis.trace.trace import Trace, require_trace

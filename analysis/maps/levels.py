@@ -11,10 +11,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from attrace.analysis.kernels.resize import resize
 from attrace.analysis.maps.marginals import marginal_array
 from attrace.analysis.maps.plan import GridPlan, Size
 from attrace.analysis.maps.resampler import laid_on_patches
-from attrace.analysis.maps.resize import resize
+from attrace.analysis.maps.weights import weighted_mean
 from attrace.analysis.trace.trace import Trace
 from attrace.schemas import InputError, Level
 from attrace.schemas.checks import require_choice, require_type
@@ -43,8 +44,11 @@ def level_map(
     groups: int | None = None,
     group_size: int | None = None,
     over_steps: OverSteps = "mean",
+    weights: xr.DataArray | None = None,
 ) -> xr.DataArray:
     """The map of a level from the plans of its classes: each layer and head over the steps, on one grid, averaged.
+
+    `weights` are those of `weights_of`.
 
     Raises
     ------
@@ -59,7 +63,10 @@ def level_map(
     in_order = np.argsort(maps["call_order"].values, kind="stable")
     maps = maps.drop_vars("call_order").isel(layer=in_order)
     averaged = {"time_group", "layer", "head"}.difference(KEPT_DIMS[level])
-    levelled = maps.mean(averaged, skipna=True).transpose(*KEPT_DIMS[level], "row", "column")
+    if weights is not None and "layer" not in averaged and not weights.attrs["by_head"]:
+        weights = None  # numbers by layer say nothing of the mean over the heads of a layer
+    mean = maps.mean(averaged, skipna=True) if weights is None else weighted_mean(maps, averaged, weights)
+    levelled = mean.transpose(*KEPT_DIMS[level], "row", "column")
     if level == "tlam":
         calls = {"first_call": [span.start for span in spans], "last_call": [span.stop - 1 for span in spans]}
         levelled = levelled.assign_coords({name: ("time_group", trace.time[steps]) for name, steps in calls.items()})
@@ -71,6 +78,7 @@ def level_map(
         branch=str(trace.branch),
         layers=maps.sizes["layer"],
         steps=trace.steps,
+        **({} if weights is None else {"weights": str(weights.name)}),
         **({} if trace.picture is None else {"picture": trace.picture}),
     )
 

@@ -65,7 +65,7 @@ def sram(
     groups, group_size
         As in `tlam`.
     **options
-        `size`, `layers`, `density` and `resampler` as in `attribution_map`.
+        `size`, `layers`, `density`, `resampler` and `weights` as in `attribution_map`.
 
     Returns
     -------

@@ -12,6 +12,7 @@ import xarray as xr
 from attrace.analysis.maps.levels import level_map
 from attrace.analysis.maps.marginals import ATTRIBUTES, MarginalPlan
 from attrace.analysis.maps.plan import GridPlan, Size, checked_size, finest_grid
+from attrace.analysis.maps.weights import LayerWeights, weights_of
 from attrace.analysis.trace.key_segments import key_slices
 from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.selection import Layers
@@ -37,6 +38,7 @@ def token_map(
     groups: int | None = None,
     group_size: int | None = None,
     grid: Size | None = None,
+    weights: LayerWeights = None,
 ) -> xr.DataArray:
     """Attribution map of text tokens: the softmax over keys of the chosen tokens, over the generated picture.
 
@@ -56,6 +58,8 @@ def token_map(
     grid
         Only layers whose queries lie on this grid (rows, columns), which is then the size by default: what
         Prompt-to-Prompt averages and shows (Hertz et al., arXiv 2208.01626), `grid=(16, 16)` in its figures.
+    weights
+        As in `attribution_map`.
 
     Returns
     -------
@@ -66,7 +70,7 @@ def token_map(
     Raises
     ------
     InputError
-        If the trace has no text context, its tokens are not known, or no selected layer fits.
+        If the trace has no text context, its tokens are not known, no selected layer fits, or one has no weight.
     SelectionError
         If a word or position is not among the tokens, or `layers` names no layer.
 
@@ -80,7 +84,9 @@ def token_map(
     classes = classes_on_grid(chosen, grid)
     plans = [token_plan(chosen, one, token_positions(one.site_class, tokens)) for one in classes]
     shape = checked_size(size or grid or finest_grid(text, "r2g"))
-    return as_token_map(level_map(chosen, level, plans, shape, groups=groups, group_size=group_size), tokens)
+    of_pairs = weights_of(chosen, weights, [plan.marginals.selected for plan in plans])
+    maps = level_map(chosen, level, plans, shape, groups=groups, group_size=group_size, weights=of_pairs)
+    return as_token_map(maps, tokens)
 
 
 def as_token_map(maps: xr.DataArray, tokens: Tokens) -> xr.DataArray:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Unpack
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from attrace.analysis.maps.attribution import ulam
-from attrace.analysis.maps.masks import as_mask, coverage
+from attrace.analysis.maps.attribution import MapOptions, ulam
+from attrace.analysis.maps.masks import Queries, as_mask, coverage
 from attrace.analysis.scores.bootstrap import bootstrap_interval, bootstrap_ratio
 from attrace.schemas import InputError
 
@@ -90,7 +90,13 @@ class DeletionPlan:
 
 
 def deletion_plan(
-    trace: Trace, fractions: Sequence[float], *, draws: int, seed: int, density: bool = True
+    trace: Trace,
+    fractions: Sequence[float],
+    *,
+    draws: int,
+    seed: int,
+    queries: Queries = None,
+    **options: Unpack[MapOptions],
 ) -> DeletionPlan:
     """Rank the patches of a trace's reference by its unified g2r map, and plan what is hidden.
 
@@ -102,10 +108,12 @@ def deletion_plan(
         Shares of the patches to hide: rising, from 0 to 1.
     draws, seed
         As for `patch_orders`.
-    density
-        As for `ulam`.
+    queries
+        Queries whose attention ranks the patches, as for `ulam`: the mask, where what changes inside it is measured.
+    **options
+        `size`, `layers`, `density`, `resampler` and `weights` as for `ulam`.
     """
-    heat = ulam(trace, direction="g2r", density=density).compute()
+    heat = ulam(trace, direction="g2r", queries=queries, **options).compute()
     orders = patch_orders(heat, draws=draws, seed=seed)
     return DeletionPlan(tuple(fractions), orders, (heat.sizes["row"], heat.sizes["column"]))
 

@@ -100,7 +100,7 @@ def score_trace(
     perceptual
         Compute LPIPS of the picture and the true one, too.
     **options
-        `size`, `layers`, `density` and `resampler` of the maps, as for `attribution_map`.
+        `size`, `layers`, `density`, `resampler` and `weights` of the maps, as for `attribution_map`.
 
     Returns
     -------
@@ -246,9 +246,10 @@ def score_picture(
 
 
 def map_name(heat: xr.DataArray) -> str:
-    """Weighting and grid of a map, such as `density, 16 x 16`."""
-    weighting = "density" if heat.attrs.get("normalisation") == "density" else "plain weights"
-    return f"{weighting}, {heat.sizes['row']} x {heat.sizes['column']}"
+    """Weighting and grid of a map, such as `density, weighted by effect, 16 x 16`."""
+    unit = "density" if heat.attrs.get("normalisation") == "density" else "plain weights"
+    weighting = f", weighted by {heat.attrs['weights']}" if "weights" in heat.attrs else ""
+    return f"{unit}{weighting}, {heat.sizes['row']} x {heat.sizes['column']}"
 
 
 def scores_by_direction(scores: xr.Dataset) -> dict[str, xr.Dataset]:

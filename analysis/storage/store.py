@@ -31,6 +31,7 @@ from attrace.schemas import (
     TraceFormatError,
     TraceNotFoundError,
     derived_arrays,
+    effect_array,
     image_array,
     manifest_arrays,
     parse_manifest,
@@ -40,6 +41,7 @@ from attrace.schemas.checks import require_type
 from attrace.schemas.layout import (
     CALLED,
     DERIVED,
+    EFFECT,
     IMAGE_NAMES,
     IMAGES,
     KEY,
@@ -136,8 +138,8 @@ class StoredTrace:
         return name in self._specs or (group == IMAGES and rest != "" and "/" not in rest)
 
     def required_paths(self) -> list[str]:
-        """Paths of every array that the manifest requires; the cache of marginals is none of them."""
-        return [path for path in self._specs if f"/{DERIVED}/" not in path]
+        """Paths of every array that the manifest requires; the cache of marginals and effects are none of them."""
+        return [path for path in self._specs if f"/{DERIVED}/" not in path and not path.endswith(f"/{EFFECT}")]
 
     def group(self, name: str) -> zarr.Group | None:
         """A group of the trace, by its path in the store; None where there is none.
@@ -197,6 +199,7 @@ class StoredTrace:
         specs = manifest_arrays(self.manifest, 0)
         for one in self.manifest.classes:
             specs |= {f"{one.group}/{DERIVED}/{spec.name}": spec for spec in derived_arrays(one, 0)}
+            specs[f"{one.group}/{EFFECT}"] = effect_array(one, by_head=False)
         return specs
 
     def _spec(self, name: str, array: zarr.Array[Any]) -> ArraySpec:
@@ -204,6 +207,9 @@ class StoredTrace:
         spec = self._specs.get(name)
         if spec is None:
             return image_array(name, array.shape if array.ndim in (2, 3) else (0, 0), self.manifest.major)
+        if spec.name == EFFECT and array.ndim == 2:
+            of_class = next(one for one in self.manifest.classes if name == f"{one.group}/{EFFECT}")
+            return effect_array(of_class, by_head=True)
         if spec.dims[0] != "time" or name == STEP_DONE:
             return spec
         return replace(spec, shape=(max(self.finished_steps, default=-1) + 1, *spec.shape[1:]))

@@ -155,6 +155,7 @@ def _combine(parts: Mapping[str, Path], settings: Settings, seed: int) -> xr.Dat
     interval = bootstrap_interval(table.values, seed=seed)
     variables |= {"scores": table, "scores_interval": (("bound", "score"), interval)}  # type: ignore[dict-item]
     attributes = {"traces": len(parts), "seed": seed, "density": str(settings.density), "aligned": str(settings.align)}
+    attributes["maps"] = settings.map_name
     dataset = xr.Dataset(variables, {"bound": ["low", "high"]}, attributes)
     return dataset.reindex({dim: first_met(labels, dim) for dim in ("layer", "score")})
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any, Final
 
 import dask.array as da
@@ -18,6 +19,7 @@ from attrace.analysis.maps.attribution import level_maps
 from attrace.analysis.maps.marginals import marginal_array
 from attrace.analysis.maps.masks import as_mask, trace_mask
 from attrace.analysis.maps.plan import Size, grid_plans
+from attrace.analysis.maps.weights import weights_of
 from attrace.analysis.scores.measures import agreement, entropy, mass
 from attrace.analysis.scores.trace_scores import BETTER, MASK_SCORES, score_maps, score_picture
 from attrace.analysis.trace.trace import Trace, open_trace
@@ -47,6 +49,8 @@ class Settings:
     """As for `Trace.sel`."""
     branch: str | None = None
     """As for `Trace.sel`."""
+    weights: str | None = None
+    """As for `ulam`: `effect`, or a file."""
 
     def select(self, trace: Trace) -> Trace:
         """The part of a trace that counts."""
@@ -56,11 +60,16 @@ class Settings:
     def map_name(self) -> str:
         """What the scored maps are: weighting and size."""
         size = "each on its finest grid" if self.size is None else "{} x {}".format(*self.size)
-        return f"{'density' if self.density else 'plain weights'}, {size}"
+        weighting = "" if self.weights is None else f", weighted by {PurePath(self.weights).name}"
+        return f"{'density' if self.density else 'plain weights'}{weighting}, {size}"
 
     def key(self, trace: Trace) -> str:
         """Name of the statistics of a trace: the same trace, steps and settings have the same one."""
-        described = json.dumps([trace.manifest.id, trace.steps, asdict(self)], sort_keys=True)
+        weights = None
+        if self.weights is not None:
+            weights = weights_of(chosen := self.select(trace), self.weights, chosen.classes)
+        numbers = None if weights is None else weights.to_dict()
+        described = json.dumps([trace.manifest.id, trace.steps, asdict(self), numbers], sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
@@ -117,7 +126,7 @@ def trace_statistics(trace: Trace, settings: Settings) -> xr.Dataset:
 
 def _level_maps(trace: Trace, settings: Settings, size: Size | None) -> dict[Direction, xr.Dataset]:
     groups = min(settings.groups, trace.steps)
-    tree = level_maps(trace, size=size, groups=groups, density=settings.density)
+    tree = level_maps(trace, size=size, groups=groups, density=settings.density, weights=settings.weights)
     return {direction: tree[direction].to_dataset() for direction in DIRECTIONS if direction in tree.children}
 
 

@@ -1,4 +1,4 @@
-"""The cache of marginals in a store: whether it counts, and reading it."""
+"""What a store may hold beside what was recorded: the cache of marginals, if it counts, and measured effects."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from attrace.analysis.storage.store import StoredTrace
 from attrace.analysis.storage.stored_array import StoredArray
-from attrace.schemas import SiteClass, TraceFormatError, derived_arrays
-from attrace.schemas.layout import DERIVED, DERIVED_STEPS
+from attrace.analysis.trace.selected import TraceSelection
+from attrace.schemas import InputError, SiteClass, TraceFormatError, derived_arrays
+from attrace.schemas.layout import DERIVED, DERIVED_STEPS, EFFECT
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,27 @@ def open_derived(stored: StoredTrace, site_class: SiteClass, finished_steps: int
         return Derived(**{spec.name: stored.array(f"{path}/{spec.name}") for spec in derived_arrays(site_class, 0)})
     except TraceFormatError:  # a cache may always be ignored
         return None
+
+
+def read_effects(trace: TraceSelection) -> xr.DataArray:
+    """The effects that a trace holds of its selected layers, named `effect`: float64 (layer[, head]).
+
+    Raises
+    ------
+    InputError
+        If it holds none.
+    """
+    found = []
+    for one in trace.classes:
+        group = trace.stored.group(one.group)
+        if group is not None and EFFECT in group:
+            values = trace.stored.array(f"{one.group}/{EFFECT}")[...][list(one.layers)]
+            heads = {} if values.ndim == 1 else {"head": range(values.shape[1])}
+            found.append(xr.DataArray(values, {"layer": list(one.paths)} | heads, ("layer", *heads), EFFECT))
+    if not found:
+        raise InputError(
+            f"trace {trace.path} holds no measured effects: measure them with attrace ablate --into, or pass weights= "
+            "(--weights) a file that it wrote"
+        )
+    effects: xr.DataArray = xr.concat(found, "layer", join="outer")
+    return effects.dropna("layer", how="all")

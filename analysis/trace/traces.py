@@ -194,7 +194,7 @@ def map_each(
     return xr.DataArray(da.stack(blocks), coordinates, ("trace", *dims), templates[0].name, attributes)
 
 
-_SHARED_ATTRIBUTES: Final = ("direction", "long_name", "normalisation", "level", "units")
+_SHARED_ATTRIBUTES: Final = ("direction", "long_name", "normalisation", "weights", "level", "units")
 
 
 def _labelled_map(

@@ -20,6 +20,7 @@ from attrace.cli.shared.options import (
     layers_option,
     overwrite_option,
     size,
+    weights_option,
 )
 from attrace.cli.shared.output import chunk_progress, csv_cell, print_json, print_table, say
 
@@ -56,6 +57,7 @@ SUFFIXES = (".zarr", ".csv", ".parquet")
     help="Lay whole pictures over each other, or the boxes around their masks.",
 )
 @density_option
+@weights_option
 @layers_option
 @click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are.")
 @click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance.")
@@ -76,6 +78,7 @@ def aggregate(
     groups: int,
     align: str,
     density: bool | None,
+    weights: str | None,
     layers: tuple[str, ...],
     context: str | None,
     branch: str | None,
@@ -106,7 +109,7 @@ def aggregate(
     target.check(overwrite=overwrite)
     if target.suffix == ".parquet":
         _require_pyarrow()
-    settings = Settings(size, groups, density is not False, align == "mask", layers, context, branch)
+    settings = Settings(size, groups, density is not False, align == "mask", layers, context, branch, weights)
     folder = parts or target.beside / f"{target.name}.parts"
     with chunk_progress("traces") as progress, engine(scheduler) as pool:
         made = aggregate_traces(sources, folder, settings=settings, executor=pool, seed=seed, progress=progress)

@@ -19,6 +19,7 @@ from attrace.cli.shared.options import (
     layers_option,
     overwrite_option,
     size,
+    weights_option,
 )
 from attrace.cli.shared.output import chunk_progress, print_csv, print_json, print_table, say, show
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 )
 @click.option("--groups", type=click.IntRange(min=1), default=5, show_default=True, help="Groups of steps.")
 @density_option
+@weights_option
 @layers_option
 @click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are.")
 @click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance.")
@@ -75,6 +77,7 @@ def compare(
     size: tuple[int, int] | None,
     groups: int,
     density: bool | None,
+    weights: str | None,
     layers: tuple[str, ...],
     context: str | None,
     branch: str | None,
@@ -106,7 +109,9 @@ def compare(
     page = None if html is None else Destination(html)
     if page is not None:
         page.check(overwrite=overwrite)
-    settings = Settings(size, groups, density is not False, layers=layers, context=context, branch=branch)
+    settings = Settings(
+        size, groups, density is not False, layers=layers, context=context, branch=branch, weights=weights
+    )
     with chunk_progress("pairs") as progress, engine(scheduler) as pool:
         made = compare_traces(a, b, by=pair, settings=settings, executor=pool, seed=seed, progress=progress, sets=sets)
     called = names or (a, b)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attrace.cli.shared.errors import Failure
-from attrace.cli.shared.options import LocalPath, density_option, examples, json_option
+from attrace.cli.shared.options import LocalPath, density_option, examples, json_option, weights_option
 from attrace.cli.shared.output import chunk_progress, print_csv, print_json, print_table, say, show
 from attrace.cli.shared.recording import Run, recorder_at_work, run_options
 
@@ -62,7 +62,15 @@ def rising_shares(text: str) -> tuple[float, ...]:
 @click.option("--draws", type=click.IntRange(min=1), default=3, show_default=True, help="Random orders for each input.")
 @click.option("--order-seed", type=int, default=0, show_default=True, help="Seed of random orders and the bootstrap.")
 @click.option("--whole", is_flag=True, help="Measure the whole picture, not only what lies inside the mask.")
+@click.option(
+    "--queries",
+    type=click.Choice(("all", "mask")),
+    default="all",
+    show_default=True,
+    help="Rank by the attention of all patches of the generated picture, or of those inside the mask.",
+)
 @density_option
+@weights_option
 @run_options
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each input, order and share.")
@@ -74,7 +82,9 @@ def faithfulness(
     draws: int,
     order_seed: int,
     whole: bool,
+    queries: str,
     density: bool | None,
+    weights: str | None,
     as_json: bool,
     as_csv: bool,
     **options: Any,
@@ -103,7 +113,8 @@ def faithfulness(
         load = cache(partial(load_pipeline, **run.loading))
         _record(load, listed, run.recording)
         layers = list(options["layers"]) or None
-        test = _Test((0.0, *shares, 1.0), draws, order_seed, fill, whole, density is not False, layers)
+        ranking = {"density": density is not False, "weights": weights}
+        test = _Test((0.0, *shares, 1.0), draws, order_seed, fill, whole, queries == "mask", ranking, layers)
         curves = []
         with chunk_progress("pictures") as progress:
             for number, job in enumerate(listed, 1):
@@ -149,7 +160,10 @@ class _Test:
     seed: int
     fill: Fill
     whole: bool
-    density: bool
+    rank_by_mask: bool
+    """Whether the queries inside the mask rank the patches, not all."""
+    ranking: dict[str, Any]
+    """Options of the map that ranks the patches."""
     layers: list[str] | None
     """Of the model, that are recorded and rank the patches; None for all."""
 
@@ -162,9 +176,13 @@ class _Test:
 
         trace = open_trace(job.output)
         self._require_layers(trace, job)
-        plan = deletion_plan(trace, self.fractions, draws=self.draws, seed=self.seed, density=self.density)
+        stored = trace_mask(trace)
+        if self.rank_by_mask and stored is None:
+            raise Failure(f"{job.where}: {job.output} holds no mask to take the queries of: pass --mask")
+        queries = stored if self.rank_by_mask else None
+        plan = deletion_plan(trace, self.fractions, draws=self.draws, seed=self.seed, queries=queries, **self.ranking)
         recorded = Recorded(trace.manifest.id, trace.images["generated"].values)
-        mask = None if self.whole else trace_mask(trace)
+        mask = None if self.whole else stored
         changes = hidden_changes(
             load,
             job,

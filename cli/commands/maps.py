@@ -22,6 +22,7 @@ from attrace.cli.shared.options import (
     selection_options,
     size_option,
     trace_argument,
+    weights_option,
 )
 from attrace.cli.shared.output import dask_progress, print_json, print_table
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "attrace maps run.zarr -o maps.npz",
         "attrace maps run.zarr -o maps.zarr --level ulam --level llam --direction g2r",
+        "attrace maps run.zarr -o weighted.npz --weights weights.json",
         'attrace maps run.zarr -o early.npz --steps 0:9 --layers "up_blocks.*" --size 64x64',
     )
 )
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 @density_option
 @compat_option
 @resampler_option
+@weights_option
 @selection_options
 @overwrite_option
 @json_option
@@ -61,6 +64,7 @@ def maps(
     density: bool | None,
     compat: str | None,
     resampler: Resampler,
+    weights: str | None,
     overwrite: bool,
     as_json: bool,
     **selection: Any,
@@ -77,9 +81,10 @@ def maps(
     chosen = select(trace, **selection)
     options: dict[str, Any] = {"levels": level, "directions": direction or None, "groups": groups, "size": size}
     if compat is None:
-        lazy = attribution.level_maps(chosen, density=density is not False, resampler=resampler, **options)
+        options |= {"density": density is not False, "resampler": resampler, "weights": weights}
+        lazy = attribution.level_maps(chosen, **options)
     else:
-        refuse_with_compat(density, resampler)
+        refuse_with_compat(density, resampler, weights)
         lazy = i2am.level_maps(chosen, **options)
     write = writer_for(target, lazy.children)
     with dask_progress():

@@ -25,6 +25,7 @@ from attrace.cli.shared.options import (
     selection_options,
     size_option,
     trace_argument,
+    weights_option,
 )
 from attrace.cli.shared.output import dask_progress, print_json, print_paths
 
@@ -60,6 +61,7 @@ FIGURES: Final = (*LEVELS, "sram")
 @density_option
 @compat_option
 @resampler_option
+@weights_option
 @selection_options
 @click.option(
     "--format",
@@ -83,6 +85,7 @@ def plot(
     density: bool | None,
     compat: str | None,
     resampler: Resampler,
+    weights: str | None,
     file_format: FileFormat,
     smooth: bool,
     overwrite: bool,
@@ -101,10 +104,9 @@ def plot(
     options: dict[str, Any] = {"levels": level, "directions": direction or None, "groups": groups, "size": size}
     options |= {"at": at, "paint": Paint(smooth=smooth), "file_format": file_format, "overwrite": overwrite}
     if compat is not None:
-        refuse_with_compat(density, resampler)
-    save = (
-        partial(save_figures, density=density is not False, resampler=resampler) if compat is None else _save_published
-    )
+        refuse_with_compat(density, resampler, weights)
+    by_definition = partial(save_figures, density=density is not False, resampler=resampler, weights=weights)
+    save = by_definition if compat is None else _save_published
     with dask_progress():
         files = save(chosen, output, **options)
     if as_json:

@@ -16,6 +16,7 @@ from attrace.cli.shared.options import (
     select,
     selection_options,
     trace_argument,
+    weights_option,
 )
 from attrace.cli.shared.output import check_output, dask_progress, print_json, print_paths
 
@@ -38,6 +39,7 @@ from attrace.cli.shared.output import check_output, dask_progress, print_json, p
     help="Largest size of the file; what does not fit is coarsened.",
 )
 @click.option("--title", help="Title of the page; the name of the trace by default.")
+@weights_option
 @selection_options
 @overwrite_option
 @json_option
@@ -47,6 +49,7 @@ def report(
     groups: int | None,
     limit: int,
     title: str | None,
+    weights: str | None,
     overwrite: bool,
     as_json: bool,
     **selection: Any,
@@ -62,7 +65,9 @@ def report(
     check_output(output, overwrite=overwrite)
     chosen = select(trace, **selection)
     with dask_progress():
-        written = write_report(chosen, output, groups=groups, limit=limit, title=title, overwrite=overwrite)
+        written = write_report(
+            chosen, output, groups=groups, limit=limit, title=title, weights=weights, overwrite=overwrite
+        )
     if as_json:
         print_json(vars(written) | {"path": str(written.path)})
     else:

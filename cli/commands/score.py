@@ -15,6 +15,7 @@ from attrace.cli.shared.options import (
     selection_options,
     size_option,
     trace_argument,
+    weights_option,
 )
 from attrace.cli.shared.output import dask_progress, print_json
 from attrace.cli.shared.scores import print_scores, print_scores_csv, read_places, read_truth, scores_as_json
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 @click.option("--groups", type=click.IntRange(min=1), help="Groups of steps for the drift; 5 by default.")
 @size_option
 @density_option
+@weights_option
 @selection_options
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each score.")
@@ -67,6 +69,7 @@ def score(
     groups: int | None,
     size: tuple[int, int] | None,
     density: bool | None,
+    weights: str | None,
     as_json: bool,
     as_csv: bool,
     **selection: Any,
@@ -83,7 +86,7 @@ def score(
     Boxes are top,left,bottom,right in pixels of the mask; --places takes one in pixels of the generated picture. A
     .npy file for --places holds (row, column, 2): for each pixel its row and column in the reference, as shares of
     the height and width, NaN where it has none. All scores of maps are of one map, which the table names: relative to
-    even attention, on the finest grid of its direction, unless --no-density or --size.
+    even attention, on the finest grid of its direction, unless --no-density, --weights or --size.
     """
     from attrace.analysis import score_trace
     from attrace.analysis.maps.masks import trace_mask
@@ -108,6 +111,7 @@ def score(
             masks,
             size=size,
             density=density is not False,
+            weights=weights,
             compat=code,
             groups=groups,
             truth=true_picture,

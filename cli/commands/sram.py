@@ -24,6 +24,7 @@ from attrace.cli.shared.options import (
     selection_options,
     size_option,
     trace_argument,
+    weights_option,
 )
 from attrace.cli.shared.output import dask_progress, print_json, print_table, say
 
@@ -62,6 +63,7 @@ PICTURES = (".png", ".pdf", ".svg")
 @density_option
 @compat_option
 @resampler_option
+@weights_option
 @selection_options
 @overwrite_option
 @json_option
@@ -77,6 +79,7 @@ def sram(
     density: bool | None,
     compat: str | None,
     resampler: Resampler,
+    weights: str | None,
     overwrite: bool,
     as_json: bool,
     **selection: Any,
@@ -102,9 +105,10 @@ def sram(
     chosen = select(trace, **selection)
     if compat is None:
         options: dict[str, Any] = {"size": size, "density": density is not False, "resampler": resampler}
+        options["weights"] = weights
         lazy = definition.sram(chosen, place, direction=direction, **options)
     else:
-        refuse_with_compat(density, resampler)
+        refuse_with_compat(density, resampler, weights)
         if direction != "g2r":
             raise click.UsageError("--compat i2am has chosen patches for --direction g2r only, as the published code")
         lazy = i2am.sram(chosen, place, size=size)

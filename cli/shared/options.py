@@ -152,6 +152,11 @@ resampler_option = click.option(
     type=click.Choice(("last", "rollout")),
     help="g2r of an IP-Adapter Plus: map its tokens to patches, by the last layer of the resampler or all of them.",
 )
+weights_option = click.option(
+    "--weights",
+    metavar="effect|FILE",
+    help="Weigh layers and heads by measured effects in the trace, a file of attrace ablate, or a .json of numbers.",
+)
 level_option = click.option(
     "--level", type=click.Choice(LEVELS), multiple=True, default=LEVELS, help="May be repeated; all by default."
 )
@@ -163,10 +168,12 @@ layers_option = click.option(
 )
 
 
-def refuse_with_compat(density: bool | None, resampler: str | None) -> None:
+def refuse_with_compat(density: bool | None, resampler: str | None, weights: str | None) -> None:
     """Refuse what the published code of I2AM does not have."""
-    if density or resampler is not None:
-        raise click.UsageError("--compat i2am takes neither --density nor --resampler: the published code has none")
+    if density or resampler is not None or weights is not None:
+        raise click.UsageError(
+            "--compat i2am takes none of --density, --resampler and --weights: the published code has none of them"
+        )
 
 
 def selection_options(command: Command) -> Command:

@@ -52,6 +52,7 @@ def test_every_example_works(example: list[str], run: Run, memory: Any) -> None:
     box_mask().save("mask.png")
     noise_picture().save("truth.png")
     shutil.make_archive("packed", "zip", "run.zarr")
+    Path("weights.json").write_text('{"*": 1, "up_blocks.0": 2}')
     for copy in ("other.zarr", "before/1.zarr", "after/1.zarr"):
         shutil.copytree("run.zarr", copy)
     if example[0] in ("push", "pull"):

@@ -15,26 +15,38 @@ from attrace.analysis.maps.masks import trace_mask
 from .conftest import Run
 
 
-@pytest.mark.parametrize("options", [(), ("--no-density",), ("--size", "16x16"), ("--size", "16x16", "--no-density")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--no-density",),
+        ("--size", "16x16"),
+        ("--size", "16x16", "--no-density"),
+        ("--weights", "mine.json"),
+    ],
+)
 def test_every_command_gives_the_number_of_the_function(run: Run, trace: Path, options: tuple[str, ...]) -> None:
     shutil.copytree(trace, "again.zarr")
     opened = open_trace(trace)
     mask = trace_mask(opened)
     assert mask is not None
     size = (16, 16) if "--size" in options else None
-    heat = ulam(opened, size=size, density="--no-density" not in options)
+    Path("mine.json").write_text('{"up_blocks.0": 0.25, "up_blocks.1": 3}')
+    weights = "mine.json" if "--weights" in options else None
+    heat = ulam(opened, size=size, density="--no-density" not in options, weights=weights)
     expected = pytest.approx(float(imacs(heat, mask)), rel=1e-6)
 
     score = json.loads(run("score", "run.zarr", *options, "--json").stdout)["ulam_r2g"]
     assert score["imacs"] == expected
     weighting = "plain weights" if "--no-density" in options else "density"
+    weighting += ", weighted by mine.json" if weights else ""
     assert score["map"] == f"{weighting}, {'16 x 16' if size else '8 x 8'}"
     aggregated = run("aggregate", "run.zarr", "-o", "scores.csv", *options, "--json")
     assert json.loads(aggregated.stdout)["scores"]["imacs"]["mean"] == expected
     compared = run("compare", "run.zarr", "again.zarr", *options, "--json")
     assert json.loads(compared.stdout)["scores"]["imacs"]["a"] == expected
-    if not options:
-        rows = scores_table(gather(opened, groups=1, limit=10_000_000).scores)
+    if options in ((), ("--weights", "mine.json")):
+        rows = scores_table(gather(opened, groups=1, limit=10_000_000, weights=weights).scores)
         shown = next(row for row in rows if row[0] == "imacs")
         assert float(shown[2]) == pytest.approx(float(imacs(heat, mask)), rel=1e-3)
         assert shown[1] == f"r2g, {score['map']}"

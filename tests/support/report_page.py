@@ -16,9 +16,9 @@ from attrace.analysis import Trace, write_report
 class Page:
     """A report that is open in a browser."""
 
-    def __init__(self, driver: Any, trace: Trace, path: Path) -> None:
+    def __init__(self, driver: Any, trace: Trace, path: Path, **options: Any) -> None:
         self.driver, self.trace = driver, trace
-        write_report(trace, path)
+        write_report(trace, path, **options)
         driver.get_log("browser")
         driver.get_log("performance")
         driver.get(path.as_uri())

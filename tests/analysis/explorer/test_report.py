@@ -16,6 +16,7 @@ from attrace.analysis import Trace, open_trace, sram, write_report
 from attrace.analysis.explorer.attention import attention_of, lazy_attention, quantised
 from attrace.analysis.explorer.contents import Contents, gather
 from attrace.analysis.explorer.plan import plan_report
+from attrace.analysis.maps.attribution import level_maps
 from attrace.schemas import Direction, InputError
 
 pytest.importorskip("bokeh")
@@ -206,6 +207,26 @@ def test_selections_reach_the_page(tmp_path: Path) -> None:
     assert facts["groups"] == ["step 1", "step 2"]
     assert facts["classes"][0]["heads"] == [1]
     assert facts["grids"]["r2g"] == [8, 8]  # the finest recorded, as the default size of a map
+
+
+def test_the_page_has_the_weights_of_every_layer_and_head(tmp_path: Path) -> None:
+    trace = traced(tmp_path, TWO_GRIDS, steps=2)
+    weights = {"*": [1.0, 0.0, 0.0], "mid.attn2": [0.5, 2.0, 3.0]}
+    contents = gather(trace, groups=1, limit=LIMIT, weights=weights)
+    pairs = {
+        path: one["weights"][place][: len(one["heads"])]
+        for one in contents.facts["classes"]
+        for place, path in enumerate(np.array(contents.facts["layers"])[one["layers"]])
+    }
+    assert contents.facts["by_head"]
+    assert all(found == weights.get(path, weights["*"])[: len(found)] for path, found in pairs.items())
+    expected = level_maps(trace, levels=["ulam"], directions=["g2r"], size=contents.plan.grids["g2r"], weights=weights)
+    np.testing.assert_array_equal(contents.arrays["ulam_g2r_density"][0], expected["g2r/ulam"].values)
+    page = write_report(trace, tmp_path / "r.html", weights=weights).path.read_text()
+    assert "Layers and heads are weighted by given numbers in every mean over them." in page
+    by_layer = gather(trace, groups=1, limit=LIMIT, weights={"*": 1}).facts
+    assert not by_layer["by_head"]
+    assert all(np.sum(row) == pytest.approx(1) for one in by_layer["classes"] for row in one["weights"])
 
 
 def test_what_other_keys_get_is_told_exactly(tmp_path: Path) -> None:

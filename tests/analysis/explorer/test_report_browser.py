@@ -250,3 +250,19 @@ def test_one_key(driver: Any, tmp_path: Path) -> None:
     assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
     page.set("value", "value", "weight")
     assert_shown(page.heat("generated"), ulam(page.trace, density=False), page)
+
+
+@pytest.mark.parametrize(
+    "weights", [{"*": 1, "up.0": 0.25}, {"*": [2, 0.5], "up.0": [0.25, 3]}], ids=["by-layer", "by-head"]
+)
+def test_chosen_patches_are_weighted(driver: Any, opened: Page, tmp_path: Path, weights: Any) -> None:
+    page = Page(driver, opened.trace, tmp_path / "weighted.html", weights=weights)
+    page.set("value", "value", "density")
+    page.click("generated", 5, 2, (8, 8))
+    box = (20, 8, 24, 12)
+    assert_shown(page.heat("reference"), sram(page.trace, box, weights=weights), page)
+    page.set("head", "value", "1")
+    assert_shown(page.heat("reference"), sram(page.trace.sel(head=1), box, weights=weights), page)
+    page.set("head", "value", "-1")
+    page.set("layer", "value", "2")
+    assert_shown(page.heat("reference"), sram(page.trace.sel(layer="up.0"), box, weights=weights), page)

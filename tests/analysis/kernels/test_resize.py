@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from support.exact import bicubic
 
-from attrace.analysis.maps.resize import bicubic_matrix, resize
+from attrace.analysis.kernels.resize import bicubic_matrix, resize
 
 SIDES = st.integers(1, 12)
 
