@@ -19,6 +19,7 @@ from attrace.analysis.storage.store import StoredTrace, format_errors, open_stor
 from attrace.schemas import InputError, Manifest, TraceExistsError, TraceFormatError, root_arrays
 from attrace.schemas.digest import DIGEST, canonical_json, metadata_digest, without_copies
 from attrace.schemas.durable import sync_tree
+from attrace.schemas.folders import FolderLock
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS, MANIFEST_ATTRIBUTE
 from attrace.schemas.manifest import utc_now
 
@@ -27,7 +28,7 @@ def repair(source: str | Path, target: str | Path | None = None) -> int:
     """Close a trace whose recorder was killed: arrays are cut to the finished steps, and the manifest says how many.
 
     Every finished step is kept, and nothing of them is written anew. A trace that was closed stays as it is, but for
-    metadata that disagreed. Do not repair a trace that is still being recorded.
+    metadata that disagreed. A trace that is still being recorded is not repaired in place.
 
     Parameters
     ----------
@@ -48,7 +49,7 @@ def repair(source: str | Path, target: str | Path | None = None) -> int:
     TraceFormatError
         If the finished steps have a hole, or an array that the manifest promises is absent or another.
     TraceExistsError
-        If something is at `target`.
+        If something is at `target`, or the trace to repair in place is being recorded.
     """
     require_folder_here(source, "repair")
     path = Path(source)
@@ -56,8 +57,10 @@ def repair(source: str | Path, target: str | Path | None = None) -> int:
         raise InputError(f"{path}: expected a folder; unpack a packed trace first")
     steps = _whole_steps(_open(path))
     if target is None:
+        lock = FolderLock(path)
         with format_errors(f"trace {path} cannot be repaired: metadata of it cannot be read"):
             _close(path, steps)
+        lock.release()
         return steps
     target = Path(target)
     if target.exists():

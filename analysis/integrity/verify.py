@@ -30,6 +30,7 @@ from attrace.schemas import (
     root_arrays,
 )
 from attrace.schemas.digest import canonical_json, without_copies
+from attrace.schemas.folders import asides_text
 from attrace.schemas.layout import (
     CALLED,
     DERIVED,
@@ -89,7 +90,7 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
     content = read_chunks(opened, arrays, steps, progress)
     for array in arrays.values():
         issues += _chunk_problems(array)
-    issues += _step_issues(manifest, arrays, steps)
+    issues += _step_issues(manifest, arrays, steps, path)
     for site_class in manifest.classes:
         issues += _gap_issues(site_class, arrays, steps, manifest.major)
         issues += _label_problems(trace, site_class, arrays)
@@ -180,10 +181,11 @@ def _chunk_problems(array: ReadArray) -> Iterator[Issue]:
             yield problem(array.path, chunk.fault, array.stored.array.metadata.encode_chunk_key(index))
 
 
-def _step_issues(manifest: Manifest, arrays: Arrays, steps: tuple[int, ...]) -> Iterator[Issue]:
+def _step_issues(manifest: Manifest, arrays: Arrays, steps: tuple[int, ...], path: str | Path) -> Iterator[Issue]:
     """The root arrays and the manifest against the marker."""
     if manifest.status == "recording":
-        yield note("", f"the recording was never closed: it still runs or was killed; {len(steps)} steps are finished")
+        what = f"the recording was never closed: it still runs or was killed; {len(steps)} steps are finished"
+        yield note("", what + asides_text(path))
     elif manifest.steps != len(steps):
         yield problem(STEP_DONE, f"the manifest has {manifest.steps} finished steps, the marker {len(steps)}")
     missing = sorted(set(range(steps[-1])) - set(steps)) if steps else []

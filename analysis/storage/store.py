@@ -38,6 +38,7 @@ from attrace.schemas import (
 )
 from attrace.schemas.address import is_address
 from attrace.schemas.checks import require_type
+from attrace.schemas.folders import asides_text
 from attrace.schemas.layout import (
     CALLED,
     DERIVED,
@@ -99,7 +100,7 @@ class StoredTrace:
             if name == STEP_DONE and self.manifest.status == "recording":
                 raise TraceFormatError(
                     f"trace {self.path} has nothing to read: its recording was interrupted before its first step, or "
-                    "has only just begun"
+                    f"has only just begun{asides_text(self.path)}"
                 )
             raise TraceFormatError(
                 f"trace {self.path} lacks the array {name!r}, which its manifest promises: it was not copied whole, "
@@ -286,7 +287,7 @@ def _advice(path: str) -> str:
     traces = (
         [] if is_address(path) else [*folder.glob("*.zip"), *(one.parent for one in folder.glob("[!.]*/zarr.json"))]
     )
-    return f"did you mean {traces[0]}?" if len(traces) == 1 else "check it"
+    return f"did you mean {traces[0]}?" if len(traces) == 1 else f"check it{asides_text(path)}"
 
 
 @contextmanager
@@ -305,7 +306,8 @@ def _as_store(source: str | Path | Store, storage_options: Mapping[str, Any] | N
         return source
     limits, files = Limits.from_environment(), files_at(source, storage_options)
     if isinstance(files, LocalFiles) and not files.path.exists():
-        raise TraceNotFoundError(f"no trace at {files.path}: there is no such file or folder; check the path")
+        what = f"no trace at {files.path}: there is no such file or folder; check the path"
+        raise TraceNotFoundError(what + asides_text(files.path))
     if files.path.is_file() if isinstance(files, LocalFiles) else files.address.endswith(".zip"):
         files = ZipFiles(files, limits)
     return CheckedStore(files, limits)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attrace.schemas import Manifest, ModelIdentity, Omitted, SiteClass, class_arrays
+from attrace.schemas.folders import asides_text
 
 if TYPE_CHECKING:
     from attrace.analysis.trace.selected import SelectedClass
@@ -36,7 +37,8 @@ def facts(trace: Trace, *, size: str = "") -> dict[str, str]:
     known = {
         "trace": trace.path,
         "id": manifest.id,
-        "status": f"{_status(trace)}, {trace.steps} finished steps",
+        "status": f"{_status(trace)}, {trace.steps} finished steps"
+        + (asides_text(trace.path) if trace.status == "recording" else ""),
         "recorded": f"{manifest.created} to {manifest.finished or '(not closed)'}",
         "size": size,
         "pipeline": _identity(manifest.pipeline),

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from attrace.recorder.writing.folder import check_room
 from attrace.recorder.writing.images import check_picture, read_picture
-from attrace.recorder.writing.store import check_room
 from attrace.schemas import InputError, Manifest, TraceExistsError, TraceFormatError, parse_manifest
 from attrace.schemas.layout import MANIFEST_ATTRIBUTE
 

@@ -18,7 +18,7 @@ from attrace.recorder.jobs.joblist import Job
 from attrace.recorder.jobs.pipelines import call_arguments, first_line, generate
 from attrace.recorder.session.record import record
 from attrace.recorder.session.recording import Recording, Statistics
-from attrace.recorder.writing.store import check_room
+from attrace.recorder.writing.folder import check_room
 from attrace.schemas import InputError, TraceExistsError
 from attrace.schemas.durable import sync_names
 from attrace.schemas.layout import STEP_DONE

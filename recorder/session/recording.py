@@ -15,9 +15,10 @@ from attrace.recorder.capture.sites import Candidate
 from attrace.recorder.session.options import RunOptions
 from attrace.recorder.session.problems import writer_problem
 from attrace.recorder.session.run import DenoiserRecorder
+from attrace.recorder.writing.folder import check_room
 from attrace.recorder.writing.images import Images
 from attrace.recorder.writing.sink import TraceSink
-from attrace.recorder.writing.store import TraceStore, check_room, new_manifest_fields
+from attrace.recorder.writing.store import TraceStore, new_manifest_fields
 from attrace.recorder.writing.writer import BackgroundWriter
 from attrace.schemas import AttraceError, InputError, Manifest, Status
 from attrace.schemas.codecs import Codec
@@ -161,14 +162,16 @@ class Recording:
         output = self._output
         for path in output.paths:
             check_room(path, overwrite=output.overwrite)
-        samples = len(output.paths)
-        return [
-            TraceStore(
-                path,
-                Manifest(**new_manifest_fields(), **self._manifest, sample=sample, samples=samples),
-                steps=1,  # more once the first step tells how many there will be
-                codec=output.codec,
-                overwrite=output.overwrite,
-            )
-            for sample, path in enumerate(output.paths)
-        ]
+        stores: list[TraceStore] = []
+        try:
+            for sample, path in enumerate(output.paths):
+                fields = {**new_manifest_fields(), **self._manifest, "sample": sample, "samples": len(output.paths)}
+                # more steps once the first tells how many there will be
+                stores.append(
+                    TraceStore(path, Manifest(**fields), steps=1, codec=output.codec, overwrite=output.overwrite)
+                )
+        except BaseException:
+            for store in stores:
+                store.discard()
+            raise
+        return stores

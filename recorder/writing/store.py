@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from attrace.recorder.writing.chunks import ChunkFiles, StepSeries
+from attrace.recorder.writing.folder import TraceFolder
 from attrace.schemas import (
     ArraySpec,
     InputError,
@@ -65,24 +65,18 @@ class TraceStore:
     codec
         Compression of the chunks.
     overwrite
-        Replace a trace that is there. Anything else that is there is never replaced.
+        Replace a trace that is there, once this one is complete; see `TraceFolder`.
 
     Raises
     ------
     TraceExistsError
-        If something is stored at `path` already.
+        If something is stored at `path` already, or a trace is being recorded there.
     """
 
     def __init__(
         self, path: Path, manifest: Manifest, *, steps: int = 64, codec: Codec = "auto", overwrite: bool = False
     ) -> None:
-        check_room(path, overwrite=overwrite)
-        if path.exists():
-            shutil.rmtree(path)
-        try:
-            path.mkdir(parents=True)  # of two recorders that begin at once, one makes it
-        except FileExistsError as error:
-            raise TraceExistsError(f"{path} is being written by another recorder: choose another path") from error
+        self._folder = TraceFolder(path, overwrite=overwrite)
         self.path = path
         self._device = path.stat().st_dev
         self.manifest = manifest
@@ -93,10 +87,14 @@ class TraceStore:
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._files: dict[str, ChunkFiles] = {}
         self._series: dict[str, StepSeries] = {}
-        attributes = {MANIFEST_ATTRIBUTE: manifest.to_json(), **ROOT_ATTRIBUTES}
-        self._root = zarr.create_group(zarr.storage.LocalStore(path), zarr_format=3, attributes=attributes)
-        for spec in root_arrays(steps):
-            self._create(self._root, "", spec)
+        try:
+            attributes = {MANIFEST_ATTRIBUTE: manifest.to_json(), **ROOT_ATTRIBUTES}
+            self._root = zarr.create_group(zarr.storage.LocalStore(path), zarr_format=3, attributes=attributes)
+            for spec in root_arrays(steps):
+                self._create(self._root, "", spec)
+        except BaseException:
+            self.discard()
+            raise
 
     def add_classes(self, classes: tuple[SiteClass, ...]) -> None:
         """Create the groups and arrays of site classes, with their coordinates."""
@@ -145,7 +143,22 @@ class TraceStore:
         self._write_manifest()
 
     def close(self, status: Status) -> None:
-        """Cut the arrays to the finished steps, write the final manifest and the digest of all metadata, and sync."""
+        """Cut the arrays to the finished steps, write the final manifest and the digest of all metadata, and sync.
+
+        What the trace replaces is removed if it is complete, and brought back otherwise.
+        """
+        is_complete = False
+        try:
+            self._close(status)
+            is_complete = status == "complete"
+        finally:
+            self._folder.release(is_complete=is_complete, finished_steps=self.finished_steps)
+
+    def discard(self) -> None:
+        """End without closing: the trace stays as a killed recorder leaves it, unless another was there before."""
+        self._folder.release(is_complete=False, finished_steps=self.finished_steps)
+
+    def _close(self, status: Status) -> None:
         self._require_presence()
         for files in self._files.values():
             files.remove_from(self.finished_steps)
@@ -214,22 +227,6 @@ class TraceStore:
         self._root.attrs[MANIFEST_ATTRIBUTE] = self.manifest.to_json()
 
 
-def check_room(path: Path, *, overwrite: bool) -> None:
-    """Refuse a path where something is stored, unless it is a trace that may be replaced.
-
-    Raises
-    ------
-    TraceExistsError
-        If it is refused.
-    """
-    if not path.exists():
-        return
-    if not overwrite:
-        raise TraceExistsError(f"{path} exists: choose another path, or pass overwrite=True (--overwrite)")
-    if not _is_trace(path):
-        raise TraceExistsError(f"{path} exists and is not a trace, so it is not overwritten: choose another path")
-
-
 def create_array(group: zarr.Group, spec: ArraySpec, codec: Codec = "auto") -> zarr.Array[Any]:
     """Create one array of the layout: every chunk is written, also an empty one, and carries a checksum."""
     compression = compressor(codec, spec.dtype, spec.chunks)
@@ -270,10 +267,3 @@ def as_image(picture: Any, name: str) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
         raise InputError(f"image {name!r}: expected uint8, bool or float pixels, found {array.dtype}")
     return array
-
-
-def _is_trace(path: Path) -> bool:
-    try:
-        return MANIFEST_ATTRIBUTE in zarr.open_group(path, mode="r").attrs
-    except (OSError, ValueError, KeyError):
-        return False

@@ -24,7 +24,7 @@ from attrace.analysis import open_trace
 from attrace.analysis.integrity.verify import verify
 from attrace.recorder import RecordingWarning, record
 from attrace.recorder.capture.host_copies import HostCopier
-from attrace.recorder.writing import store as store_module
+from attrace.recorder.writing import folder as folder_module, store as store_module
 from attrace.recorder.writing.store import TraceStore, new_manifest_fields
 from attrace.schemas import CaptureError, Manifest, ModelIdentity, TraceExistsError
 
@@ -195,7 +195,7 @@ make_trace(Path(sys.argv[1]))
 
 class TestTwoRecordersOnOnePath:
     def test_only_one_begins(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(store_module, "check_room", lambda *_, **__: None)  # both looked before either wrote
+        monkeypatch.setattr(folder_module, "check_room", lambda *_, **__: None)  # both looked before either wrote
         exists = Path.exists
         new_store(tmp_path / "run.zarr")
         monkeypatch.setattr(Path, "exists", lambda self: False if self.name == "run.zarr" else exists(self))
@@ -222,7 +222,8 @@ class TestTwoRecordersOnOnePath:
 
     def test_the_one_that_was_replaced_stops(self, tmp_path: Path) -> None:
         first = new_store(tmp_path / "run.zarr")
-        second = new_store(tmp_path / "run.zarr", overwrite=True)
+        (tmp_path / "run.zarr").rename(tmp_path / "moved.zarr")
+        second = new_store(tmp_path / "run.zarr")
         with pytest.raises(TraceExistsError, match="replaced by another recorder"):
             first.finish_step(0, call=0, timestep=1.0)
         second.finish_step(0, call=7, timestep=1.0)
