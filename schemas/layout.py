@@ -60,8 +60,15 @@ QUERY: Final = "query_vector"
 KEY: Final = "key_vector"
 """Data arrays of a class whose encoding is factors."""
 
+VALUE: Final = "value_vector"
+"""Data array of a class with `channels`: what attention adds up; stored in the step that `KEY_STEP` names."""
+
+OUTPUT: Final = "output"
+"""Array of a class with `channels`, (layer, head, feature, channel): what turns the sum of values into the output."""
+
 KEY_STEP: Final = "key_step"
-"""Array beside `KEY`, int32 (time, layer): the step in which the keys are stored; -1 where the site was not called."""
+"""Array beside `KEY` and `VALUE`, int32 (time, layer): the step in which they are stored; -1 where the site was not
+called."""
 
 CALLED: Final = "called"
 """Array of a class, uint8 (time, layer): 1 where the site was called in the step; not in version 1 of the format."""
@@ -76,8 +83,10 @@ LAYERS: Final = "layers"
 _NAMES_IN_1: Final = {QUERY: "query", KEY: "key"}
 """Names of arrays in version 1 of the format."""
 
-DATA_ARRAYS: Final = frozenset({SCORES, *_NAMES_IN_1, *_NAMES_IN_1.values(), KEY_STEP, CALLED, "bias", "lse"})
-"""Arrays of a class, in any version of the format, that give its scores."""
+DATA_ARRAYS: Final = frozenset(
+    {SCORES, *_NAMES_IN_1, *_NAMES_IN_1.values(), VALUE, OUTPUT, KEY_STEP, CALLED, "bias", "lse"}
+)
+"""Arrays of a class, in any version of the format, that hold what was recorded."""
 
 LONG_NAMES: Final = {
     TIME: "call of the denoiser, counted from 0",
@@ -86,7 +95,9 @@ LONG_NAMES: Final = {
     SCORES: "attention score before any softmax",
     QUERY: "query, after norm and rotary embedding",
     KEY: "key, after norm and rotary embedding, in the step that key_step names",
-    KEY_STEP: "position along time of the keys that the step used; -1 where the layer was not called",
+    VALUE: "value, in the step that key_step names",
+    OUTPUT: "weights of the output projection",
+    KEY_STEP: "position along time of the keys and values that the step used; -1 where the layer was not called",
     CALLED: "1 where the layer was called in the step",
     "bias": "additive mask over the keys",
     "lse": "log of the sum of exp(score) over all keys",
@@ -100,6 +111,7 @@ LONG_NAMES: Final = {
 SCORES_DIMS: Final = ("time", "layer", "head", "query", "key")
 QUERY_DIMS: Final = ("time", "layer", "head", "query", "feature")
 KEY_DIMS: Final = ("time", "layer", "head", "key", "feature")
+OUTPUT_DIMS: Final = ("layer", "head", "feature", "channel")
 
 STEPS_PER_CHUNK: Final = 1024
 """Chunk length along time of arrays with few numbers a step: opening a trace reads each of them in one request."""
@@ -159,8 +171,8 @@ def class_arrays(
 ) -> tuple[ArraySpec, ...]:
     """Arrays of a class group for a trace of `steps` steps: the data, then the coordinates.
 
-    Data chunks hold one (step, layer): all heads. `key_step` says in which step the key of a (step, layer) is stored:
-    a key that did not change is not stored again.
+    Data chunks hold one (step, layer): all heads. `key_step` says in which step the keys and values of a (step, layer)
+    are stored: where neither changed they are not stored again.
 
     Parameters
     ----------
@@ -206,6 +218,15 @@ def stored_name(name: str, major: int) -> str:
     ('key_vector', 'key')
     """
     return _NAMES_IN_1.get(name, name) if major == 1 else name
+
+
+def is_of_keys(name: str, major: int = MAJOR) -> bool:
+    """Whether an array of a class group has chunks only in the steps that `key_step` names.
+
+    >>> is_of_keys("value_vector"), is_of_keys("query_vector")
+    (True, False)
+    """
+    return name in (stored_name(KEY, major), VALUE)
 
 
 def derived_arrays(site_class: SiteClass, steps: int) -> tuple[ArraySpec, ...]:
@@ -280,6 +301,10 @@ def _data_arrays(site_class: SiteClass, steps: int, major: int) -> Iterator[Arra
     else:
         yield array(stored_name(QUERY, major), site_class.dtype, QUERY_DIMS)
         yield array(stored_name(KEY, major), site_class.dtype, KEY_DIMS)
+    if site_class.channels is not None:
+        yield array(VALUE, site_class.dtype, KEY_DIMS)
+        yield array(OUTPUT, site_class.dtype, OUTPUT_DIMS)
+    if site_class.channels is not None or site_class.encoding == "factors":
         yield array(KEY_STEP, "int32", ("time", "layer"), {"time": STEPS_PER_CHUNK})
     if major > 1:
         yield array(CALLED, "uint8", ("time", "layer"), {"time": STEPS_PER_CHUNK})
@@ -307,6 +332,7 @@ def _lengths(site_class: SiteClass, steps: int) -> dict[str, int]:
         "query": site_class.queries,
         "key": site_class.keys,
         "feature": site_class.features,
+        "channel": site_class.channels or 0,
     }
 
 

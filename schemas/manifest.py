@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from attrace.schemas.words import Context, Encoding, KeyKind, Status
 
@@ -128,7 +137,9 @@ class SiteClass(_Model):
     keys: Length
     """Tokens of the context."""
     features: Length
-    """Length of one query or key vector of one head."""
+    """Length of one query, key or value vector of one head."""
+    channels: Length | None = None
+    """Length of what a site gives each query; None where `value_vector` and `output` are not stored."""
     scale: float
     """s = scale * q.k (+ bias); already applied in `scores`."""
     query_grid: Grid | None = None
@@ -143,6 +154,12 @@ class SiteClass(_Model):
     """`lse` is stored: only a block of the keys is in the trace, and this is the row log-sum-exp over all of them."""
     sites: Annotated[tuple[Site, ...], Field(min_length=1)]
     """The layers, in the order of the `layer` dimension."""
+
+    @model_serializer(mode="wrap")
+    def _as_before_channels(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `channels` out where there are none: classes without values keep the content identifier they had."""
+        members: dict[str, Any] = serialize(self)
+        return members if self.channels is not None else {k: one for k, one in members.items() if k != "channels"}
 
     @model_validator(mode="after")
     def _members_agree(self) -> Self:
@@ -169,9 +186,11 @@ def _disagreements(site_class: SiteClass) -> Iterator[str]:
 
 
 def _chunk_bytes(site_class: SiteClass) -> int:
-    """Size of the largest chunk: one step of one layer, all heads."""
-    queries, keys = site_class.queries, site_class.keys
-    values = queries * keys if site_class.encoding == "scores" else max(queries, keys) * site_class.features
+    """Size of the largest chunk: one step of one layer, or its output projection, all heads."""
+    queries, keys, features = site_class.queries, site_class.keys, site_class.features
+    values = queries * keys if site_class.encoding == "scores" else max(queries, keys) * features
+    if site_class.channels is not None:
+        values = max(values, keys * features, features * site_class.channels)
     return site_class.heads * values * _BYTES[site_class.dtype]
 
 

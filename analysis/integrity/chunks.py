@@ -18,7 +18,7 @@ from attrace.analysis.integrity.content import ContentDigest, blocks, covered_ar
 from attrace.analysis.storage.store import StoredTrace
 from attrace.analysis.storage.stored_array import StoredArray
 from attrace.schemas import ArraySpec, TraceFormatError
-from attrace.schemas.layout import CALLED, DERIVED, KEY, KEY_STEP
+from attrace.schemas.layout import CALLED, DERIVED, KEY_STEP, is_of_keys
 
 Progress = Callable[[int, int], None]
 """Called with the number of chunks read so far and the number of all."""
@@ -182,10 +182,10 @@ def _covered(trace: StoredTrace) -> list[str]:
 
 
 def _stored_keys(array: ReadArray, arrays: Mapping[str, ReadArray]) -> NDArray[np.bool_] | None:
-    """Of the array of keys, whether a step and layer has keys of its own: (time, layer); None of other arrays."""
+    """Of keys and values, whether a step and layer has some of its own: (time, layer); None of other arrays."""
     group, _, name = array.path.rpartition("/")
     key_step = arrays.get(f"{group}/{KEY_STEP}")
-    if name not in ("key", KEY) or key_step is None:
+    if not any(is_of_keys(name, major) for major in (1, 2)) or key_step is None:
         return None
     return np.asarray(key_step.values == np.arange(key_step.spec.shape[0])[:, None])
 

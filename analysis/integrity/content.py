@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from attrace.analysis.storage.store import StoredTrace
 from attrace.schemas import Manifest, class_arrays, derived_arrays
-from attrace.schemas.layout import DERIVED, IMAGES, KEY, KEY_STEP, TIME, TIMESTEP, stored_name
+from attrace.schemas.layout import DATA_ARRAYS, DERIVED, IMAGES, KEY_STEP, OUTPUT, TIME, TIMESTEP, is_of_keys
 
 VOLATILE: Final = ("id", "created", "finished", "status", "software", "licence", "citation")
 """Members of the manifest that say when, by what and under which terms it was written, and not what was recorded."""
@@ -85,7 +85,7 @@ def covered_arrays(stored: StoredTrace) -> list[str]:
     paths = [TIME, TIMESTEP]
     for one in sorted(stored.manifest.classes, key=lambda one: one.group):
         arrays = class_arrays(one, 0, closed=False, major=stored.manifest.major)
-        data = [spec.name for spec in arrays if spec.dims[0] == "time"]
+        data = [spec.name for spec in arrays if spec.name in DATA_ARRAYS]
         kept = data if stored.manifest.has_scores else [f"{DERIVED}/{spec.name}" for spec in derived_arrays(one, 0)]
         paths += [f"{one.group}/{name}" for name in sorted(kept)]
     return paths + [f"{IMAGES}/{name}" for name in stored.pictures()]
@@ -94,13 +94,13 @@ def covered_arrays(stored: StoredTrace) -> list[str]:
 def blocks(stored: StoredTrace, path: str) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
     """The values of an array in the finished steps, one (step, layer) at a time, each with its place.
 
-    Of keys only those that are stored in their step; an array without layers comes whole.
+    Of keys and values only those that are stored in their step; an array without steps or layers comes whole.
     """
     array = stored.array(path)
     finished = list(stored.finished_steps)
     if path in (TIME, TIMESTEP):
         yield (), array[:][finished]
-    elif path.startswith(f"{IMAGES}/"):
+    elif has_no_steps(path):
         yield (), array[...]
     elif array.ndim == 2:
         yield (), array[:][finished]
@@ -112,10 +112,15 @@ def blocks(stored: StoredTrace, path: str) -> Iterator[tuple[tuple[int, ...], ND
                     yield (step, layer), array[step, layer]
 
 
+def has_no_steps(path: str) -> bool:
+    """Whether an array of the content is the same in all steps: a picture, or weights of output projections."""
+    return path.startswith(f"{IMAGES}/") or path.endswith(f"/{OUTPUT}")
+
+
 def _stored_keys(stored: StoredTrace, path: str) -> NDArray[np.bool_] | None:
-    """Of the array of keys, whether a step and layer has keys of its own: (time, layer); None of other arrays."""
+    """Of keys and values, whether a step and layer has some of its own: (time, layer); None of other arrays."""
     group, _, name = path.rpartition("/")
-    if name != stored_name(KEY, stored.manifest.major):
+    if not is_of_keys(name, stored.manifest.major):
         return None
     steps = stored.array(f"{group}/{KEY_STEP}")[:]
     return np.asarray(steps == np.arange(len(steps))[:, None])

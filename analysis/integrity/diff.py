@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attrace.analysis.integrity.content import VOLATILE, blocks, covered_arrays
+from attrace.analysis.integrity.content import VOLATILE, blocks, covered_arrays, has_no_steps
 from attrace.analysis.storage.store import StoredTrace, open_store
 
 _ABSENT: Final = "nothing"
@@ -86,7 +86,7 @@ def _short(value: Any) -> str:
 def _array_differences(one: StoredTrace, other: StoredTrace, path: str) -> Iterator[Difference]:
     left, right = one.array(path), other.array(path)
     steps = [len(trace.finished_steps) for trace in (one, other)]
-    timed = not path.startswith("images/")
+    timed = not has_no_steps(path)
     if left.dtype != right.dtype or left.shape[timed:] != right.shape[timed:] or (timed and steps[0] != steps[1]):
         shapes = [
             (count, *array.shape[1:]) if timed else array.shape

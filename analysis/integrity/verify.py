@@ -44,6 +44,7 @@ from attrace.schemas.layout import (
     STEP_DONE,
     TIME,
     TIMESTEP,
+    VALUE,
     coordinate_values,
     stored_name,
 )
@@ -225,7 +226,7 @@ def _presence(
     shape = (steps[-1] + 1 if steps else 0, len(site_class.sites))
     there = {}
     bias = ("bias",) if site_class.encoding == "factors" else ()  # scores have it in them already
-    for name in (SCORES, QUERY, KEY, *bias, "lse"):
+    for name in (SCORES, QUERY, KEY, VALUE, *bias, "lse"):
         array = arrays.get(f"{site_class.group}/{stored_name(name, major)}")
         if array is not None:
             there[name] = np.zeros(shape, bool)
@@ -235,12 +236,12 @@ def _presence(
     if there and called is not None and called.is_readable:
         there[CALLED] = called.values[: shape[0]] != 0
     key_step = arrays.get(f"{site_class.group}/{KEY_STEP}")
-    if KEY not in there or key_step is None or not key_step.is_readable:
-        there.pop(KEY, None)
-        return there
+    if key_step is None or not key_step.is_readable:
+        return {name: stored for name, stored in there.items() if name not in (KEY, VALUE)}
     stored_in = key_step.values[: shape[0]]
     known = (stored_in >= 0) & (stored_in < shape[0])
-    there[KEY] = known & np.take_along_axis(there[KEY], np.where(known, stored_in, 0), axis=0)
+    for name in there.keys() & {KEY, VALUE}:
+        there[name] = known & np.take_along_axis(there[name], np.where(known, stored_in, 0), axis=0)
     return there
 
 

@@ -29,13 +29,13 @@ from attrace.schemas.layout import (
     DATA_ARRAYS,
     DERIVED,
     IMAGES,
-    KEY,
     KEY_STEP,
+    OUTPUT,
     SCORES,
     STEP_DONE,
     TIME,
     TIMESTEP,
-    stored_name,
+    is_of_keys,
 )
 
 READ_FIRST: Final = (TIME, TIMESTEP, STEP_DONE)
@@ -317,7 +317,7 @@ def array_copies(part: Part, codec: str | None, layout: Layout) -> list[ArrayCop
             for dim, length in zip(dims_of(found[path]), found[path].shape, strict=True)
         )
         copy = ArrayCopy(path, source, positions, codec)
-        if group is not None and name in DATA_ARRAYS - {CALLED} and path == f"{group}/{name}":
+        if group is not None and name in DATA_ARRAYS - {CALLED, OUTPUT} and path == f"{group}/{name}":
             copy = _of_called_layers(copy, name, part, group)
         if layout == "read" and group is not None and path == f"{group}/{name}":
             copy = replace(copy, all_steps=_is_read_by_patch(copy, name))
@@ -338,8 +338,9 @@ def _of_called_layers(copy: ArrayCopy, name: str, part: Part, group: str) -> Arr
     key_step, first_use = _key_steps(part, group)
     if name == KEY_STEP:
         return copy if part.steps == part.finished else replace(copy, values=key_step)
-    is_key = name == stored_name(KEY, stored.manifest.major)
-    return replace(copy, stored_at=first_use if is_key else np.where(key_step < 0, -1, steps))
+    return replace(
+        copy, stored_at=first_use if is_of_keys(name, stored.manifest.major) else np.where(key_step < 0, -1, steps)
+    )
 
 
 def _times(part: Part, codec: str | None) -> Iterator[ArrayCopy]:
@@ -352,9 +353,9 @@ def _times(part: Part, codec: str | None) -> Iterator[ArrayCopy]:
 
 
 def _is_read_by_patch(copy: ArrayCopy, name: str) -> bool:
-    """Whether the read layout changes an array: the data of a class, but for keys that never change."""
+    """Whether the read layout changes an array: the data of a class, but for keys and values that never change."""
     once = copy.stored_at is not None and (copy.stored_at >= 0).sum(axis=0).max(initial=0) <= 1
-    return name in DATA_ARRAYS - {CALLED, KEY_STEP} and not once
+    return name in DATA_ARRAYS - {CALLED, KEY_STEP, OUTPUT} and not once
 
 
 def dims_of(array: zarr.Array[Any]) -> tuple[str | None, ...]:

@@ -45,11 +45,10 @@ from attrace.schemas.layout import (
     EFFECT,
     IMAGE_NAMES,
     IMAGES,
-    KEY,
     KEY_STEP,
     MANIFEST_ATTRIBUTE,
     STEP_DONE,
-    stored_name,
+    is_of_keys,
 )
 
 
@@ -188,7 +187,7 @@ class StoredTrace:
             return ExpectedChunks()
         if "layer" not in spec.dims or last in (KEY_STEP, CALLED) or group.endswith(f"/{DERIVED}"):
             return ExpectedChunks(self.finished_steps)
-        is_key = last == stored_name(KEY, self.manifest.major)
+        is_key = is_of_keys(last, self.manifest.major)
         said_by = CALLED if f"{group}/{CALLED}" in self._specs and not is_key else KEY_STEP
         if f"{group}/{said_by}" not in self._specs:
             return None  # scores in version 1 of the format

@@ -14,7 +14,7 @@ from attrace.analysis.kernels.values import Factors, Scores, SiteValues
 from attrace.analysis.storage.store import StoredTrace
 from attrace.analysis.storage.stored_array import StoredArray
 from attrace.schemas import InputError, SiteClass, TraceFormatError
-from attrace.schemas.layout import CALLED, KEY, KEY_STEP, QUERY, SCORES, stored_name
+from attrace.schemas.layout import CALLED, KEY, KEY_STEP, OUTPUT, QUERY, SCORES, VALUE, is_of_keys, stored_name
 
 Queries = NDArray[np.int64] | slice
 """Positions of queries; a slice stands for all of them."""
@@ -29,7 +29,8 @@ class ClassSource:
     site_class: SiteClass
     arrays: dict[str, StoredArray]
     """By their names in the latest version: `scores` and, but for version 1 of the format, `called`; or `query_vector`,
-    `key_vector` and `key_step`, which says as much; `bias` and `lse` where the class has them."""
+    `key_vector` and `key_step`, which says as much; `bias`, `lse`, `value_vector` (with `key_step`) and `output` where
+    the class has them."""
 
     @classmethod
     def of(cls, stored: StoredTrace, site_class: SiteClass) -> ClassSource:
@@ -46,6 +47,7 @@ class ClassSource:
         names += [CALLED] if site_class.encoding == "scores" and major > 1 else []
         names += ["bias"] if site_class.has_bias and site_class.encoding == "factors" else []
         names += ["lse"] if site_class.has_lse else []
+        names += [VALUE, OUTPUT, KEY_STEP] if site_class.channels is not None else []
         return cls(site_class, {name: stored.array(f"{site_class.group}/{stored_name(name, major)}") for name in names})
 
     @property
@@ -63,11 +65,19 @@ class ClassSource:
             return self._read_scores(steps, layer, queries)
         return self._read_factors(steps, layer, queries)
 
+    def read_values(self, steps: Sequence[int], layer: int) -> Iterator[NDArray[Any] | None]:
+        """The value vectors of one layer in several steps, (head, key, feature), in turn; None as for `read`."""
+        read, value_at, value = self._reader(VALUE, layer), -1, None
+        for stored_at in self._key_steps(steps, layer):
+            if stored_at >= 0 and stored_at != value_at:
+                value_at, value = stored_at, read(stored_at)
+            yield value if stored_at >= 0 else None
+
     def stored(self, name: str, step: int, layer: int) -> NDArray[Any] | None:
-        """One (step, layer) of an array, and of keys those that the step used; None where the site was not called."""
-        factors = self.site_class.encoding == "factors"
-        (place,) = self._key_steps([step], layer) if factors else self._called([step], layer)
-        return None if place < 0 else self.arrays[name][place if name == KEY else step, layer]
+        """One (step, layer) of an array, of keys and values those that the step used; None where it was not called."""
+        by_key_step = KEY_STEP in self.arrays
+        (place,) = self._key_steps([step], layer) if by_key_step else self._called([step], layer)
+        return None if place < 0 else self.arrays[name][place if is_of_keys(name) else step, layer]
 
     def _key_steps(self, steps: Sequence[int], layer: int) -> list[int]:
         """For every step the step in which its key is stored; -1 where the site was not called, or the step is -1."""

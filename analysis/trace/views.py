@@ -19,7 +19,16 @@ from attrace.analysis.trace.selected import SelectedClass
 from attrace.analysis.trace.source import ClassSource
 from attrace.analysis.trace.trace import Trace
 from attrace.schemas import InputError, SiteClass, class_arrays
-from attrace.schemas.layout import CALLED, IMAGES, KEY_STEP, LONG_NAMES, SCORES, SCORES_DIMS, coordinate_values
+from attrace.schemas.layout import (
+    CALLED,
+    IMAGES,
+    KEY_STEP,
+    LONG_NAMES,
+    OUTPUT,
+    SCORES,
+    SCORES_DIMS,
+    coordinate_values,
+)
 
 BLOCK_BYTES: Final = 2**26
 """Largest block of recomputed scores, in bytes."""
@@ -133,6 +142,9 @@ def _stored_dataset(trace: Trace, selected: SelectedClass) -> xr.Dataset:
     variables = {}
     for name in source.arrays.keys() - {KEY_STEP, CALLED}:
         spec = specs[name]
+        if name == OUTPUT:
+            variables[name] = (spec.dims, _stored_output(trace, selected, source.arrays[name]), spec.attributes)
+            continue
         heads = selected.heads if "head" in spec.dims else None
         variables[name] = (spec.dims, _stored(trace, selected, source, name, heads), spec.attributes)
     return _class_dataset(trace, selected, variables)
@@ -219,6 +231,17 @@ def _stored_block(
     stored = source.stored(name, steps[block[0]], layers[block[1]])
     values = np.full(array.shape[2:], np.nan, array.dtype) if stored is None else stored
     return (values if heads is None else values[list(heads)])[None, None]
+
+
+def _stored_output(trace: Trace, selected: SelectedClass, stored: StoredArray) -> da.Array:
+    """The weights of the output projections of a class, each layer a block: (layer, head, feature, channel)."""
+    chunks = ((1,) * len(selected.layers), (len(selected.heads),), *((length,) for length in stored.shape[2:]))
+    make = partial(_output_block, stored, selected)
+    return array_of_blocks(make, f"stored-{tokenize(trace, selected.group, OUTPUT)}", chunks, stored.dtype)
+
+
+def _output_block(stored: StoredArray, selected: SelectedClass, block: tuple[int, ...]) -> NDArray[Any]:
+    return stored[selected.layers[block[0]]][list(selected.heads)][None]
 
 
 def _one_by_one(trace: Trace, selected: SelectedClass) -> tuple[tuple[int, ...], tuple[int, ...]]:

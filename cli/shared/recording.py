@@ -104,6 +104,7 @@ _OPTIONS: Final = (
         help="Largest size before compression, such as 2GB; a recording that would take more writes nothing.",
     ),
     click.option("--self-attention", is_flag=True, help="Record self-attention too."),
+    click.option("--values", is_flag=True, help="Record values and output weights too, for maps of contributions."),
     click.option("--allow-gaps", is_flag=True, help="Accept layers that some steps skip."),
     click.option("--no-prompts", is_flag=True, help="Keep no prompt and no token text."),
 )

@@ -114,21 +114,29 @@ class _ProjectionInputs:
 
 
 def projections_of_call(
-    query: Tensor, key: Tensor, mask: Tensor | None, heads: int, *, is_causal: bool, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    heads: int,
+    *,
+    is_causal: bool,
+    scale: float | None,
 ) -> Projections:
     """The arguments of an attention call, (row, head, token, feature) or with the heads folded into the rows."""
     if query.ndim == 3:
-        query, key = (one.unflatten(0, (-1, heads)) for one in (query, key))
+        query, key, value = (one.unflatten(0, (-1, heads)) for one in (query, key, value))
         mask = None if mask is None else mask.unflatten(0, (-1, heads))
     if key.shape[1] != query.shape[1]:
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
     if is_causal:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     elif mask is not None and mask.ndim == 2 and mask.shape == (key.shape[0], key.shape[2]):
         mask = mask[:, None, None]  # as diffusers' dispatcher takes it
     if mask is not None:
         mask = mask[(None,) * (4 - mask.ndim)]
-    return Projections(query, key, query.shape[-1] ** -0.5 if scale is None else scale, mask, is_self=False)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return Projections(query, key, scale, mask, is_self=False, value=value)
 
 
 class _WatchAttention(TorchFunctionMode):
@@ -196,7 +204,7 @@ class _WatchAttention(TorchFunctionMode):
         self,
         query: Tensor,
         key: Tensor,
-        value: Tensor,  # noqa: ARG002
+        value: Tensor,
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,  # noqa: ARG002
         is_causal: bool = False,
@@ -204,21 +212,32 @@ class _WatchAttention(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,  # noqa: ARG002
     ) -> None:
-        self._take(query, key, attn_mask, is_causal=is_causal, scale=scale)
+        self._take(query, key, value, attn_mask, is_causal=is_causal, scale=scale)
 
     def take_dispatched(
         self,
         query: Tensor,
         key: Tensor,
+        value: Tensor,
         mask: Tensor | None,
         *,
         is_causal: bool,
         scale: float | None,
     ) -> None:
         """Take a call of diffusers' dispatcher, whose tensors are (row, token, head, feature)."""
-        self._take(query.transpose(1, 2), key.transpose(1, 2), mask, is_causal=is_causal, scale=scale)
+        query, key, value = (one.transpose(1, 2) for one in (query, key, value))
+        self._take(query, key, value, mask, is_causal=is_causal, scale=scale)
 
-    def _take(self, query: Tensor, key: Tensor, mask: Tensor | None, *, is_causal: bool, scale: float | None) -> None:
+    def _take(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        is_causal: bool,
+        scale: float | None,
+    ) -> None:
         candidates = self._inputs.called(self._candidates)
         if self._calls >= len(candidates):
             path = self._candidates[0].path
@@ -226,7 +245,7 @@ class _WatchAttention(TorchFunctionMode):
         candidate = candidates[self._calls]
         self._calls += 1
         heads = candidate.heads
-        projections = projections_of_call(query, key, mask, heads, is_causal=is_causal, scale=scale)
+        projections = projections_of_call(query, key, value, mask, heads, is_causal=is_causal, scale=scale)
         projections = replace(projections, is_self=self._inputs.are_same(candidate))
         if candidate.joint:
             self._waiting = candidate, projections

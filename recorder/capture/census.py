@@ -139,10 +139,11 @@ class Census(TorchFunctionMode):
         return result
 
     def take_dispatched(
-        self, query: Tensor, key: Tensor, mask: Tensor | None, *, is_causal: bool, scale: float | None
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, is_causal: bool, scale: float | None
     ) -> None:
         """Note a call of diffusers' dispatcher, whose tensors are (row, token, head, feature)."""
-        self._note(query.transpose(1, 2), key.transpose(1, 2), mask, is_causal=is_causal, scale=scale)
+        query, key, value = (one.transpose(1, 2) for one in (query, key, value))
+        self._note(query, key, value, mask, is_causal=is_causal, scale=scale)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -157,7 +158,7 @@ class Census(TorchFunctionMode):
         self,
         query: Tensor,
         key: Tensor,
-        value: Tensor,  # noqa: ARG002
+        value: Tensor,
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,  # noqa: ARG002
         is_causal: bool = False,
@@ -165,15 +166,18 @@ class Census(TorchFunctionMode):
         scale: float | None = None,
         **_: Any,
     ) -> None:
-        self._note(query, key, attn_mask, is_causal=is_causal, scale=scale)
+        self._note(query, key, value, attn_mask, is_causal=is_causal, scale=scale)
 
-    def _note(self, query: Tensor, key: Tensor, mask: Any, *, is_causal: bool, scale: float | None) -> None:
+    def _note(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, is_causal: bool, scale: float | None
+    ) -> None:
         if not self._running:
             self.unknown[self._calling_module()] = (query.shape[-2], key.shape[-2])
         elif self._running[-1].projected and self._is_active():
             call, mask = self._running[-1], mask if isinstance(mask, Tensor) else None
             heads = call.candidates[0].heads
-            self._take_used(call, projections_of_call(query, key, mask, heads, is_causal=is_causal, scale=scale))
+            used = projections_of_call(query, key, value, mask, heads, is_causal=is_causal, scale=scale)
+            self._take_used(call, used)
 
     def _take_used(self, call: _ModuleCall, used: Projections) -> None:
         """Deliver what an attention call is given, as the call of the projections that it agrees with, or the next."""
@@ -203,16 +207,16 @@ class Census(TorchFunctionMode):
         @wraps(original)
         def attend(query: Tensor, key: Tensor, value: Tensor, attn_bias: Any = None, *args: Any, **kwargs: Any) -> Any:
             if self._running and threading.get_ident() == self._thread:
-                self._note_xformers(query, key, attn_bias, kwargs.get("scale"))
+                self._note_xformers(query, key, value, attn_bias, kwargs.get("scale"))
             return original(query, key, value, attn_bias, *args, **kwargs)
 
         ops.memory_efficient_attention = attend  # type: ignore[attr-defined]
         self._unwatch = partial(setattr, ops, "memory_efficient_attention", original)
 
-    def _note_xformers(self, query: Tensor, key: Tensor, bias: Any, scale: float | None) -> None:
+    def _note_xformers(self, query: Tensor, key: Tensor, value: Tensor, bias: Any, scale: float | None) -> None:
         call, mask = self._running[-1], bias if isinstance(bias, Tensor) else None
-        query, key = (one.transpose(1, 2) if one.ndim == 4 else one for one in (query, key))
-        used = projections_of_call(query, key, mask, call.candidates[0].heads, is_causal=False, scale=scale)
+        query, key, value = (one.transpose(1, 2) if one.ndim == 4 else one for one in (query, key, value))
+        used = projections_of_call(query, key, value, mask, call.candidates[0].heads, is_causal=False, scale=scale)
         for candidate, projections in call.projected.items():
             if _agree(projections, used):
                 call.confirmed[candidate] = used.query.shape[0] * used.query.shape[1]

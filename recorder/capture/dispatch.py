@@ -23,7 +23,7 @@ class DispatchWatcher(Protocol):
     """Takes the dispatcher's calls while the module that it watches runs."""
 
     def take_dispatched(
-        self, query: Tensor, key: Tensor, mask: Tensor | None, *, is_causal: bool, scale: float | None
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, is_causal: bool, scale: float | None
     ) -> None:
         """Take a call; its tensors are (row, token, head, feature)."""
 
@@ -106,6 +106,7 @@ def _hand_over(watcher: DispatchWatcher, given: dict[str, Any], computing: ExitS
     watcher.take_dispatched(
         given["query"],
         given["key"],
+        given["value"],
         given.get("attn_mask"),
         is_causal=bool(given.get("is_causal")),
         scale=given.get("scale"),

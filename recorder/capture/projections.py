@@ -13,7 +13,7 @@ from attrace.recorder.capture.sites import Candidate
 
 @dataclass(frozen=True)
 class Projections:
-    """The queries and keys of one attention call, as the model computed with them."""
+    """The queries, keys and values of one attention call, as the model computed with them."""
 
     query: Tensor
     """(row, head, query, feature); the rows are those of the batch."""
@@ -29,12 +29,16 @@ class Projections:
     """(row, head, query): log of the sum of exp(s) over all keys that the model saw, where these are some of them."""
     kernel_lse: Tensor | None = None
     """The same where these are all of them, as the attention kernel formed it; None if it gave none."""
+    value: Tensor | None = None
+    """(row, head, key, feature); None where they were not seen."""
 
     def of_rows(self, rows: slice) -> Projections:
         """Some rows of the batch."""
         mask = self.mask if self.mask is None or self.mask.shape[0] == 1 else self.mask[rows]
         sums = None if self.kernel_lse is None else self.kernel_lse[rows].detach()
-        return replace(self, query=self.query[rows].detach(), key=self.key[rows].detach(), mask=mask, kernel_lse=sums)
+        query, key = self.query[rows].detach(), self.key[rows].detach()
+        value = None if self.value is None else self.value[rows].detach()
+        return replace(self, query=query, key=key, mask=mask, kernel_lse=sums, value=value)
 
     def of_queries(self, queries: slice) -> Projections:
         """Some of the queries."""
@@ -45,7 +49,8 @@ class Projections:
     def of_keys(self, keys: slice, lse: Tensor) -> Projections:
         """Some of the keys, with the log-sum-exp over all of them."""
         mask = self.mask if self.mask is None or self.mask.shape[3] == 1 else self.mask[..., keys]
-        return replace(self, key=self.key[:, :, keys], mask=mask, lse=lse, kernel_lse=None)
+        value = None if self.value is None else self.value[:, :, keys]
+        return replace(self, key=self.key[:, :, keys], mask=mask, lse=lse, kernel_lse=None, value=value)
 
 
 def is_beginning(queries: object, keys: object) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from torch import nn
+from torch import Tensor, nn
 
 from attrace.recorder.capture.host_copies import HostCopier, HostCopy
+from attrace.recorder.capture.outputs import output_weights
 from attrace.recorder.capture.sites import Candidate, shorten
 from attrace.recorder.labels.contexts import KeysOfContext
 from attrace.recorder.session.options import RunOptions
 from attrace.recorder.session.problems import over_limit
 from attrace.recorder.writing.encode import encode
-from attrace.recorder.writing.plan import SeenSite
+from attrace.recorder.writing.plan import SeenSite, SiteKey
 from attrace.schemas import CaptureError
 
 
@@ -29,7 +30,9 @@ class FirstStep:
         self.sites: list[SeenSite] = []
         """Each in every kept branch."""
         self.parts: list[dict[str, HostCopy]] = []
-        """The values of each of the sites, by array name."""
+        """What was captured of each of the sites, by array name."""
+        self.outputs: dict[SiteKey, HostCopy] = {}
+        """Weights of the output projections of the sites whose values are stored: (head, feature, channel)."""
         self.left_out: dict[str, list[str]] = {}
         """Sites of which something is not recorded, or nothing, by the reason."""
         self.modules_left_out: dict[nn.Module, None] = {}
@@ -47,18 +50,30 @@ class FirstStep:
         SizeLimitError
             If the step is itself larger than the limit, before it fills the memory.
         """
-        encoded = encode(keys.projections, self._options.encoding, planned_steps)
+        weights = self._output_weights(candidate, keys) if self._options.values else None
+        channels = None if weights is None else weights.shape[-1]
+        encoded = encode(keys.projections, self._options.encoding, planned_steps, channels=channels)
         order = self._order.setdefault(candidate.path, len(self._order))
         module = type(candidate.module).__name__
         self.sites.append(
             SeenSite(candidate.path, branch, order, module, encoded.shape, keys.labels(), keys.query_grid)
         )
         self.parts.append({name: self._copy(part) for name, part in encoded.parts.items()})
-        self._nbytes += sum(part.nbytes for part in self.parts[-1].values())
+        if weights is not None:
+            self.outputs[self.sites[-1].key] = self._copy(weights)
+        self._nbytes += sum(part.nbytes for part in self.parts[-1].values()) + encoded.shape.output_bytes
         limit = self._options.limit_bytes
         if limit is not None and self._nbytes > limit:
             what = f"{len(self.sites)} sites of the first step alone take"
             raise over_limit(what, self._nbytes, limit, "fewer layers= or contexts")
+
+    def _output_weights(self, candidate: Candidate, keys: KeysOfContext) -> Tensor | None:
+        """Weights of the site's output projection; None, with the reason noted, where its values are not stored."""
+        try:
+            return output_weights(candidate, keys.projections)
+        except CaptureError as reason:
+            self.leave_out(candidate.path, str(reason))
+            return None
 
     def leave_out(self, path: str, reason: str) -> None:
         """Note that something of a site is not recorded."""

@@ -31,6 +31,7 @@ class RunOptions:
     key_grid: Grid | None = None
     tokens: tuple[str, ...] | None = None
     self_attention: bool = False
+    values: bool = False
     allow_gaps: bool = False
     selection: Mapping[str, JsonValue] = field(default_factory=dict)
     """The layers and steps that were asked for, for the manifest."""

@@ -62,6 +62,7 @@ def record(
     key_grid: Grid | None = None,
     tokens: Sequence[str] | None = None,
     self_attention: bool = False,
+    values: bool = False,
     allow_gaps: bool = False,
     profile: Profile | TracePath | None = None,
     network: str | None = None,
@@ -117,6 +118,10 @@ def record(
         Texts of the keys, where they are text and the pipeline does not know them.
     self_attention
         Record self-attention too.
+    values
+        Record what the attention adds up, too: the values of the keys, and the weights of each layer's output
+        projection, of which contribution maps are made. A layer of which either is not seen is recorded without, and
+        `recording.statistics.left_out` says why.
     allow_gaps
         Accept that layers are skipped in some steps, as block caches do; the gaps are missing values in the trace.
     profile
@@ -198,6 +203,7 @@ def record(
         key_grid=key_grid,
         tokens=None if tokens is None else tuple(tokens),
         self_attention=self_attention,
+        values=values,
         allow_gaps=allow_gaps,
         selection={
             "layers": None if patterns is None else list(patterns),

@@ -12,7 +12,7 @@ from attrace.recorder.labels.contexts import KeysOfContext
 from attrace.recorder.session.first_step import FirstStep
 from attrace.recorder.session.problems import changed, writer_problem
 from attrace.recorder.session.steps import Step
-from attrace.recorder.writing.encode import encode
+from attrace.recorder.writing.encode import EncodingChoice, encode
 from attrace.recorder.writing.plan import Plan, SiteKey
 from attrace.recorder.writing.sink import TraceSink
 from attrace.recorder.writing.writer import BackgroundWriter
@@ -42,7 +42,8 @@ class Session:
         self, first: FirstStep, classes: Sequence[tuple[SiteClass, ...]], steps: int, members: dict[str, Any]
     ) -> None:
         """Begin the traces, with room for that many steps, and write what the first step gave."""
-        self._writer.submit(partial(self._sink.begin, classes, steps, members), alone=True)
+        outputs = {self._places[site]: weights for site, weights in first.outputs.items()}
+        self._writer.submit(partial(self._sink.begin, classes, steps, members, outputs), alone=True)
         for site, parts in zip(first.sites, first.parts, strict=True):
             self._submit(0, site.key, parts)
 
@@ -55,7 +56,8 @@ class Session:
             If it is not what it was in the first step.
         """
         planned = self._shapes.get(site)
-        encoded = encode(keys.projections, "auto" if planned is None else planned.encoding, None)
+        choice: EncodingChoice = "auto" if planned is None else planned.encoding
+        encoded = encode(keys.projections, choice, None, channels=None if planned is None else planned.channels)
         if planned != encoded.shape:
             raise CaptureError(changed(candidate.path, planned, encoded.shape))
         self._submit(step.number, site, {name: self._copy(part) for name, part in encoded.parts.items()})

@@ -11,7 +11,7 @@ from torch import Tensor
 from attrace.recorder.capture.projections import Projections
 from attrace.recorder.capture.scores import additive, form_scores
 from attrace.schemas import CaptureError, Encoding
-from attrace.schemas.layout import KEY, QUERY, SCORES
+from attrace.schemas.layout import KEY, QUERY, SCORES, VALUE
 
 EncodingChoice = Literal["auto", "scores", "factors"]
 """How to store: as asked, or the smaller of the two."""
@@ -41,15 +41,22 @@ class SiteShape:
     encoding: Encoding
     has_bias: bool
     has_lse: bool = False
+    channels: int | None = None
+    """Length of what the site gives a query; None where values are not stored."""
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the weights of its output projection, before compression."""
+        return self.heads * self.features * (self.channels or 0) * _itemsize(self.dtype)
 
     def step_bytes(self, *, with_keys: bool) -> int:
         """Bytes that one step of one sample takes, before compression."""
-        sums = 4 * self.heads * self.queries * self.has_lse
-        if self.encoding == "scores":
-            return self.heads * self.queries * self.keys * _itemsize(self.dtype) + sums
+        is_factors = self.encoding == "factors"
         # keys that are joined to others go through every layer with them, so they change in every step
-        tokens = self.queries + (self.keys if with_keys or self.has_lse else 0)
-        return self.heads * tokens * self.features * _itemsize(self.dtype) + 4 * self.keys * self.has_bias + sums
+        keys = self.keys * (is_factors + (self.channels is not None)) if with_keys or self.has_lse else 0
+        values = self.features * keys + self.queries * (self.features if is_factors else self.keys)
+        rest = 4 * self.keys * self.has_bias + 4 * self.heads * self.queries * self.has_lse
+        return self.heads * values * _itemsize(self.dtype) + rest
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,9 @@ class Encoded:
     """By array name; each (row, ...) and then as in the store."""
 
 
-def encode(projections: Projections, choice: EncodingChoice, steps: int | None) -> Encoded:
+def encode(
+    projections: Projections, choice: EncodingChoice, steps: int | None, *, channels: int | None = None
+) -> Encoded:
     """Encode an attention call.
 
     Scores are formed in float32 at least, and stored so: they are not what the model's kernel held in its own
@@ -75,6 +84,8 @@ def encode(projections: Projections, choice: EncodingChoice, steps: int | None) 
         What was asked for.
     steps
         Steps of the run, over which a key that does not change is shared; None where not known.
+    channels
+        Length of what the site gives a query, to store its values too, beside scores or factors; None for no values.
 
     Raises
     ------
@@ -91,6 +102,9 @@ def encode(projections: Projections, choice: EncodingChoice, steps: int | None) 
     factors = _shape(projections, _STORED[dtype], "factors", has_bias=bias is not None)
     scores = _shape(projections, "float64" if dtype == torch.float64 else "float32", "scores", has_bias=False)
     parts = {} if lse is None else {"lse": lse.float()}
+    if channels is not None and projections.value is not None:
+        scores, factors = (replace(one, channels=channels) for one in (scores, factors))
+        parts[VALUE] = projections.value.to(dtype)
     # what a bfloat16 stored as float32 takes once it is compressed (benchmarks/codecs.py)
     compressed = replace(factors, dtype="float16") if dtype == torch.bfloat16 else factors
     if choice == "scores" or mask is not None or (choice == "auto" and _is_smaller(scores, compressed, steps)):

@@ -60,8 +60,8 @@ class Plan:
         }
 
     def estimated_bytes(self, steps: int) -> int:
-        """Bytes of one sample's arrays, before compression, if no key changes over the steps."""
-        once = sum(site.shape.step_bytes(with_keys=True) for site in self.sites)
+        """Bytes of one sample's arrays, before compression, if no key and no value changes over the steps."""
+        once = sum(site.shape.step_bytes(with_keys=True) + site.shape.output_bytes for site in self.sites)
         return once + (steps - 1) * sum(site.shape.step_bytes(with_keys=False) for site in self.sites)
 
     def classes(self, tokens: Callable[[str, int], TokenTexts | None]) -> tuple[SiteClass, ...]:
@@ -105,6 +105,7 @@ def _site_class(group: str, sites: Iterable[SeenSite], tokens: Callable[[str, in
         queries=shape.queries,
         keys=shape.keys,
         features=shape.features,
+        channels=shape.channels,
         scale=shape.scale,
         query_grid=first.query_grid,
         key_segments=texts.segments if texts is not None else labels.segments,

@@ -14,7 +14,7 @@ from attrace.recorder.writing.images import Images, Picture
 from attrace.recorder.writing.plan import Place
 from attrace.recorder.writing.store import TraceStore
 from attrace.schemas import SiteClass, SizeLimitError, Status
-from attrace.schemas.layout import KEY, KEY_STEP, QUERY
+from attrace.schemas.layout import KEY, KEY_STEP, QUERY, VALUE, is_of_keys
 
 logger = logging.getLogger("attrace")
 
@@ -48,14 +48,28 @@ class TraceSink:
         self._lock = threading.Lock()
         self.non_finite: dict[str, int] = {}
         """Step in which a site, by path, first had a value that is not finite."""
-        self._keys: dict[tuple[int, Place], tuple[NDArray[Any], int]] = {}
+        self._keys: dict[tuple[int, Place], tuple[dict[str, NDArray[Any]], int]] = {}
+        """Keys and values that were last written, and the step."""
 
-    def begin(self, classes: Sequence[tuple[SiteClass, ...]], steps: int, members: Mapping[str, Any]) -> None:
-        """Create the groups of each sample, with room for that many steps, and complete its manifest."""
+    def begin(
+        self,
+        classes: Sequence[tuple[SiteClass, ...]],
+        steps: int,
+        members: Mapping[str, Any],
+        outputs: Mapping[Place, Values],
+    ) -> None:
+        """Create the groups of each sample, with room for that many steps, and complete its manifest.
+
+        `outputs` are the weights of output projections, (head, feature, channel).
+        """
         for store, site_classes in zip(self.stores, classes, strict=True):
             store.require_capacity(steps)
             store.update(**members)
             store.add_classes(site_classes)
+        for place, weights in outputs.items():
+            for store in self.stores:
+                self._count(weights.nbytes, 0)
+                store.write_output(place.group, place.layer, weights.numpy())
 
     def write_site(self, step: int, path: str, place: Place, parts: Mapping[str, Values]) -> None:
         """Write one site of one step: each part has the samples first, and then the dims of its array."""
@@ -65,10 +79,11 @@ class TraceSink:
                 self.non_finite[path] = step
                 logger.warning("%s: values that are not finite, first in step %d", path, step)
             for sample, array in enumerate(arrays):
-                if name == KEY:
-                    self._write_key(sample, step, place, array)
-                else:
+                if not is_of_keys(name):
                     self._write(sample, name, step, place, array)
+        of_keys = {name: values.numpy() for name, values in parts.items() if is_of_keys(name)}
+        for sample in range(len(self.stores) if of_keys else 0):
+            self._write_keys(sample, step, place, {name: arrays[sample] for name, arrays in of_keys.items()})
 
     def finish_step(self, step: int, *, call: int, timestep: Values) -> None:
         """Make a step visible in every store."""
@@ -126,26 +141,39 @@ class TraceSink:
         finally:
             store.close(status)
 
-    def _write_key(self, sample: int, step: int, place: Place, key: NDArray[Any]) -> None:
-        """Write a key only if it differs, in any bit, from the one that was last written."""
+    def _write_keys(self, sample: int, step: int, place: Place, arrays: dict[str, NDArray[Any]]) -> None:
+        """Write keys and values only if one of them differs, in any bit, from those that were last written."""
         last = self._keys.get((sample, place))
-        if last is None or not np.array_equal(last[0].view(np.uint8), key.view(np.uint8)):
-            last = (key, step)
+        if last is None or not all(
+            np.array_equal(last[0][name].view(np.uint8), arrays[name].view(np.uint8)) for name in arrays
+        ):
+            last = (arrays, step)
             self._keys[sample, place] = last
-            self._write(sample, KEY, step, place, key)
+            for name, array in arrays.items():
+                self._write(sample, name, step, place, array)
         self._write(sample, KEY_STEP, step, place, np.asarray(last[1], np.int32))
 
     def _write(self, sample: int, name: str, step: int, place: Place, values: NDArray[Any]) -> None:
+        self._count(values.nbytes, step)
+        self.stores[sample].write(place.group, name, step=step, layer=place.layer, values=values)
+
+    def _count(self, nbytes: int, step: int) -> None:
+        """Count bytes that are about to be written in a step.
+
+        Raises
+        ------
+        SizeLimitError
+            If they are more than the limit allows.
+        """
         with self._lock:
-            if self._limit_bytes is not None and self.bytes_written + values.nbytes > self._limit_bytes:
+            if self._limit_bytes is not None and self.bytes_written + nbytes > self._limit_bytes:
                 raise SizeLimitError(
                     f"the recording reached its limit of {self._limit_bytes} bytes in step {step}; the steps before it "
                     "are kept: select fewer layers= or steps=, or raise limit_bytes="
                 )
-            self.bytes_written += values.nbytes
-        self.stores[sample].write(place.group, name, step=step, layer=place.layer, values=values)
+            self.bytes_written += nbytes
 
 
 def _is_sound(name: str, values: NDArray[Any]) -> bool:
     """Whether values are as a model in order makes them; a mask is -inf where a key may not be attended to."""
-    return bool(np.isfinite(values).all() if name in (QUERY, KEY) else (values < np.inf).all())
+    return bool(np.isfinite(values).all() if name in (QUERY, KEY, VALUE) else (values < np.inf).all())

@@ -36,6 +36,7 @@ from attrace.schemas.layout import (
     IMAGES,
     KEY_STEP,
     MANIFEST_ATTRIBUTE,
+    OUTPUT,
     QUERY,
     ROOT_ATTRIBUTES,
     SCORES,
@@ -119,6 +120,10 @@ class TraceStore:
         self._files[place].write((step, layer), values)
         if name in (SCORES, QUERY):
             self._series[f"{group}/{CALLED}"].set(step, 1, layer)
+
+    def write_output(self, group: str, layer: int, weights: ArrayLike) -> None:
+        """Write the weights of a layer's output projection: (head, feature, channel)."""
+        self._arrays[f"{group}/{OUTPUT}"][layer] = weights
 
     def finish_step(self, step: int, *, call: int, timestep: float) -> None:
         """Make a step visible, in order and from one thread: what is stored once a step, then the marker."""

@@ -40,7 +40,7 @@ STEPS = 3000
 
 
 def _all_arrays() -> dict[str, ArraySpec]:
-    factors = site_class(has_bias=True, has_lse=True, dtype="float16")
+    factors = site_class(has_bias=True, has_lse=True, dtype="float16", channels=24)
     scores = site_class(encoding="scores", dtype="float16")
     lists = (
         root_arrays(STEPS),

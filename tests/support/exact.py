@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,9 @@ class Call:
     key: NDArray[Any]
     bias: NDArray[np.float32] | None = None
     lse: NDArray[np.float32] | None = None
+    value: NDArray[Any] | None = None
+    stored_at: int | None = None
+    """The step in which key and value are stored; None for the call's own."""
 
     def scores(self, scale: float) -> Array:
         """(head, query, key), in float64."""
@@ -140,12 +143,16 @@ def write_calls(
     steps: int,
     status: str | None = "complete",
     images: Mapping[str, NDArray[np.uint8]] | None = None,
+    outputs: Mapping[str, NDArray[Any]] | None = None,
     **members: Any,
 ) -> Path:
-    """A trace of these calls."""
+    """A trace of these calls; `outputs` are the weights of output projections, by group."""
     manifest = Manifest(**new_manifest_fields(), denoiser=ModelIdentity(class_name="Made"), **members)
     store = TraceStore(path, manifest, steps=steps)
     store.add_classes(classes)
+    for group, weights in (outputs or {}).items():
+        for layer, of_layer in enumerate(weights):
+            store.write_output(group, layer, of_layer)
     for step in range(steps):
         for one in classes:
             for layer in range(len(one.sites)):
@@ -161,16 +168,44 @@ def write_calls(
 
 
 def _write_call(store: TraceStore, one: SiteClass, call: Call, step: int, layer: int) -> None:
-    if one.encoding == "scores":
-        values = {"scores": call.scores(one.scale).astype(one.dtype)}
-    else:
-        values = {"query_vector": call.query, "key_vector": call.key, "key_step": np.array(step, np.int32)}
-        if call.bias is not None:
-            values["bias"] = call.bias
-    if call.lse is not None:
-        values["lse"] = call.lse
+    stored_at = step if call.stored_at is None else call.stored_at
+    is_scores = one.encoding == "scores"
+    values: dict[str, NDArray[Any] | None] = {
+        "scores": call.scores(one.scale).astype(one.dtype) if is_scores else None,
+        "query_vector": None if is_scores else call.query,
+        "key_vector": None if is_scores or stored_at != step else call.key,
+        "value_vector": call.value if stored_at == step else None,
+        "key_step": None if is_scores and call.value is None else np.array(stored_at, np.int32),
+        "bias": None if is_scores else call.bias,
+        "lse": call.lse,
+    }
     for name, value in values.items():
-        store.write(one.group, name, step=step, layer=layer, values=value)
+        if value is not None:
+            store.write(one.group, name, step=step, layer=layer, values=value)
+
+
+def with_values(
+    classes: Iterable[SiteClass], calls: Mapping[tuple[str, int, int], Call], *, static: bool, seed: int = 0
+) -> tuple[dict[Any, Call], dict[str, NDArray[Any]]]:
+    """Calls with random values, or keys and values that are the same in every step; and output weights, by group."""
+    random = np.random.default_rng(seed)
+    described = {one.group: one for one in classes}
+    outputs = {
+        one.group: random.normal(size=(len(one.sites), one.heads, one.features, one.channels or 0)).astype(one.dtype)
+        for one in described.values()
+    }
+    found: dict[Any, Call] = {}
+    first: dict[tuple[str, int], int] = {}
+    for (group, step, layer), call in calls.items():
+        value = random.normal(size=call.key.shape).astype(described[group].dtype)
+        stored_at = first.setdefault((group, layer), step)
+        of_first = found.get((group, stored_at, layer))
+        if static and of_first is not None:
+            call = replace(call, key=of_first.key, value=of_first.value, stored_at=stored_at)
+        else:
+            call = replace(call, value=value)
+        found[group, step, layer] = call
+    return found, outputs
 
 
 @contextmanager

@@ -182,6 +182,8 @@ class JointCall:
     """(row, token, head, feature), in float64."""
     key: Tensor
     mask: Tensor | None
+    value: Tensor
+    """(row, head, token, feature)."""
 
     def scores(self, row: int = 0) -> NDArray[np.float64]:
         """(head, query, key)."""
@@ -222,14 +224,14 @@ def joint_calls(transformer: Any) -> Iterator[JointCalls]:
         )
     ]
 
-    def note(query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+    def note(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
         if not running:  # of the autoencoder
             return
-        query, key = query.double().clone(), key.double().clone()
-        calls.by_path.setdefault(running[-1], []).append(JointCall(query, key, mask))
+        query, key, value = (one.double().clone() for one in (query, key, value))
+        calls.by_path.setdefault(running[-1], []).append(JointCall(query, key, mask, value.transpose(1, 2)))
 
     def dispatched(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Any) -> Any:
-        note(query, key, attn_mask)
+        note(query, key, value, attn_mask)
         return attention_dispatch.dispatch_attention_fn(query, key, value, attn_mask=attn_mask, **rest)
 
     class Functional:
@@ -239,7 +241,7 @@ def joint_calls(transformer: Any) -> Iterator[JointCalls]:
             return getattr(torch.nn.functional, name)
 
         def scaled_dot_product_attention(self, query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Any:
-            note(query.transpose(1, 2), key.transpose(1, 2), None)
+            note(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), None)
             return torch.nn.functional.scaled_dot_product_attention(query, key, value, **rest)
 
     places = [
