@@ -40,6 +40,7 @@ class ChunkFiles:
     def __init__(self, folder: Path, spec: ArraySpec, codec: Codec) -> None:
         self._folder = folder
         self._shape = spec.chunks
+        self._fill = spec.fill
         self._dtype = np.dtype(spec.dtype).newbyteorder("<")
         self._compress = _compression(compressor(codec, spec.dtype, spec.chunks))
 
@@ -63,6 +64,14 @@ class ChunkFiles:
             file.write(data)
             file.write(checksum)
         os.replace(unfinished, target)  # noqa: PTH105 (one call less)
+
+    def write_all(self, values: NDArray[Any]) -> None:
+        """Write every chunk of an array that is divided along its first dim alone."""
+        for start in range(0, len(values), self._shape[0]):
+            part = values[start : start + self._shape[0]]
+            chunk = np.full(self._shape, self._fill, self._dtype)
+            chunk[: len(part)] = part
+            self.write((start // self._shape[0],), chunk)
 
     def remove_from(self, step: int) -> None:
         """Remove the chunks that hold nothing before a step."""

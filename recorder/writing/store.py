@@ -101,10 +101,11 @@ class TraceStore:
         """Create the groups and arrays of site classes, with their coordinates."""
         for site_class in classes:
             group = self._root.require_group(site_class.group).update_attributes(class_attributes(site_class))
+            coordinates = coordinate_values(site_class)
             for spec in class_arrays(site_class, self._capacity, closed=False):
                 self._create(group, site_class.group, spec)
-            for name, values in coordinate_values(site_class).items():
-                self._arrays[f"{site_class.group}/{name}"][:] = values
+                if spec.name in coordinates:
+                    self._write_whole(site_class.group, spec, coordinates[spec.name])
             self._classes[site_class.group] = site_class
         self.update(classes=tuple(self._classes.values()))
 
@@ -138,8 +139,9 @@ class TraceStore:
     def write_image(self, name: str, image: NDArray[np.uint8]) -> None:
         """Store a picture: uint8 (row, column, channel), or (row, column) for a mask."""
         self._require_presence()
-        self._create(self._root.require_group(IMAGES), IMAGES, image_array(name, image.shape))
-        self._arrays[f"{IMAGES}/{name}"][...] = image
+        spec = image_array(name, image.shape)
+        self._create(self._root.require_group(IMAGES), IMAGES, spec)
+        self._write_whole(IMAGES, spec, image)
 
     def update(self, **members: Any) -> None:
         """Change members of the manifest and write it."""
@@ -208,7 +210,8 @@ class TraceStore:
         for spec in root_arrays(self.finished_steps)[:2]:
             values = np.asarray(self._arrays[spec.name][:])
             for group in self._classes:
-                create_array(self._root[group], spec, self._codec)[:] = values  # type: ignore[arg-type]
+                create_array(self._root[group], spec, self._codec)  # type: ignore[arg-type]
+                self._write_whole(group, spec, values)
 
     def _resize(self, steps: int) -> None:
         """Write another length along time; no chunk is removed, as zarr would look for each that there could be."""
@@ -224,6 +227,10 @@ class TraceStore:
             self._files[place] = ChunkFiles(self.path / place, spec, self._codec)
             if spec.chunks[0] > 1:
                 self._series[place] = StepSeries(self._files[place], spec)
+
+    def _write_whole(self, prefix: str, spec: ArraySpec, values: NDArray[Any]) -> None:
+        """Write a whole array, also chunks of fill value, which not every pipeline of codecs that zarr may use writes."""
+        ChunkFiles(self.path / prefix / spec.name, spec, self._codec).write_all(values)
 
     def _series_marker_last(self) -> list[StepSeries]:
         return sorted(self._series.values(), key=lambda series: series is self._series[STEP_DONE])

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from importlib.util import find_spec
 from os import environ, pathsep
 from pathlib import Path
@@ -70,9 +71,8 @@ def folder(trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         noise_picture(64).save(tmp_path / f"{name}.png")
     box_mask(64).save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
-    codec_pipeline = zarr.config.get("codec_pipeline")
-    yield tmp_path
-    zarr.config.set({"codec_pipeline": codec_pipeline})
+    with zarr.config.set({"codec_pipeline": deepcopy(zarr.config.get("codec_pipeline"))}):
+        yield tmp_path
 
 
 @pytest.mark.parametrize("page", PAGES_RUN, ids=lambda page: page.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import xarray as xr
 import zarr.storage
 from support.traces import MadeTrace, make_trace, site_class
 
-from attrace.analysis import pack, precompute, repair
+from attrace.analysis import open_trace, pack, precompute, repair
+from attrace.analysis.integrity.verify import verify
 from attrace.schemas import KeySegment
 
 FACTORS = site_class(cls=True)
@@ -77,3 +79,13 @@ def test_a_trace_that_was_cut_off_and_repaired(tmp_path: Path) -> None:
     dataset = _open(path)[FACTORS.group].to_dataset()
     assert dataset["timestep"].values.tolist() == [1000, 900, 800]
     assert dataset["time"].values.tolist() == [0, 1, 2]
+
+
+@pytest.mark.skipif(not find_spec("zarrs"), reason="zarrs is not installed")
+def test_a_pipeline_of_codecs_that_drops_empty_chunks_loses_nothing(tmp_path: Path) -> None:
+    import zarrs  # noqa: F401 (registers the pipeline)
+
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        path = make_trace(tmp_path / "run.zarr", (FACTORS, SCORES), steps=1, images=PICTURES).path
+        assert verify(path).valid
+    assert not open_trace(path).images["generated"].values.any()
