@@ -229,7 +229,7 @@ class TraceStore:
                 self._series[place] = StepSeries(self._files[place], spec)
 
     def _write_whole(self, prefix: str, spec: ArraySpec, values: NDArray[Any]) -> None:
-        """Write a whole array, also chunks of fill value, which not every pipeline of codecs that zarr may use writes."""
+        """Write a whole array, also chunks of fill value, which not every pipeline of codecs of zarr writes."""
         ChunkFiles(self.path / prefix / spec.name, spec, self._codec).write_all(values)
 
     def _series_marker_last(self) -> list[StepSeries]:
