@@ -6,6 +6,7 @@ from .integrity.diff import (
     diff as diff,
 )
 from .integrity.repair import repair as repair
+from .integrity.verify import verify as verify
 from .maps.attribution import (
     attribution_map as attribution_map,
     hlam as hlam,

@@ -41,6 +41,7 @@ from .analysis import (
     token_map as token_map,
     ulam as ulam,
     unpack as unpack,
+    verify as verify,
     write_report as write_report,
 )
 from .recorder import (

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attrace.analysis.storage.store import StoredTrace
+from attrace.analysis.trace.trace import Trace, require_trace
 from attrace.schemas import Manifest, class_arrays, derived_arrays
 from attrace.schemas.layout import DATA_ARRAYS, DERIVED, IMAGES, KEY_STEP, OUTPUT, TIME, TIMESTEP, is_of_keys
 
@@ -18,7 +19,7 @@ VOLATILE: Final = ("id", "created", "finished", "status", "software", "licence",
 """Members of the manifest that say when, by what and under which terms it was written, and not what was recorded."""
 
 
-def content_id(stored: StoredTrace) -> str:
+def content_id(trace: Trace) -> str:
     """Identifier of the content of a trace: two traces of the same values have the same, one flipped bit another.
 
     SHA-256 over the manifest as JSON with sorted keys, without the members of `VOLATILE`, and over each array: its
@@ -29,8 +30,8 @@ def content_id(stored: StoredTrace) -> str:
 
     Parameters
     ----------
-    stored
-        The trace.
+    trace
+        The trace; what is selected of it does not matter.
 
     Returns
     -------
@@ -42,6 +43,8 @@ def content_id(stored: StoredTrace) -> str:
     TraceFormatError
         If a part of it cannot be read.
     """
+    require_trace(trace)
+    stored = trace.stored
     digest = ContentDigest(stored.manifest, len(stored.finished_steps))
     for path in covered_arrays(stored):
         array = stored.array(path)

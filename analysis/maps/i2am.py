@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from attrace.analysis.kernels.resize import resize
 from attrace.analysis.maps.attribution import described, possible_directions, tree_of_maps
-from attrace.analysis.maps.levels import level_map
+from attrace.analysis.maps.levels import level_map, require_map
 from attrace.analysis.maps.masks import Keys, Queries, as_mask
 from attrace.analysis.maps.plan import GridPlan, Size, checked_size, finest, finest_grid, grid_plans
 from attrace.analysis.maps.sram import At, as_sram, chosen_patches
@@ -225,6 +225,7 @@ def as_published(
     InputError
         If the map has no row and column or no direction, the mask is none, or there is no such code.
     """
+    require_map(attribution)
     direction = attribution.attrs.get("direction")
     require_choice(code, get_args(Code), "code")
     if direction not in DIRECTIONS:
@@ -232,8 +233,6 @@ def as_published(
             "the published values depend on the direction of the map: its attribute 'direction' is "
             f"{direction!r}, expected r2g or g2r"
         )
-    if not {"row", "column"} <= set(attribution.dims):
-        raise InputError(f"expected a map with the dims row and column, found {attribution.dims}")
     grid = (attribution.sizes["row"], attribution.sizes["column"])
     multiplied = mask is not None and direction == "g2r" and code == "stableviton"
     covered = resize(as_mask(mask, "mask"), grid) if multiplied else None  # type: ignore[arg-type]

@@ -165,3 +165,17 @@ def _on_grid(
     on_grid = resize(reduced.astype(total.dtype).reshape(*total.shape[:2], *grid), size)
     maps: NDArray[Any] = np.maximum(on_grid, 0)[None]
     return maps
+
+
+def require_map(attribution: object) -> None:
+    """Refuse what is no map.
+
+    Raises
+    ------
+    InputError
+        If it is no array, or has no dims row and column.
+    """
+    require_type(attribution, xr.DataArray, "attribution", "a map, as ulam(trace) gives it")
+    dims = getattr(attribution, "dims", ())
+    if not {"row", "column"} <= set(dims):
+        raise InputError(f"expected a map with the dims row and column, found {dims}")

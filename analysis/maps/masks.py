@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from attrace.analysis.trace.key_segments import key_slices, picture_keys
 from attrace.schemas import InputError, SiteClass
+from attrace.schemas.checks import require_type
 from attrace.schemas.words import KEY_KINDS
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def require_proportions(mask: NDArray[Any], picture: tuple[int, int], name: str 
     InputError
         If they differ.
     """
+    require_type(mask, np.ndarray, name, "an array (row, column)")
     rows, columns = mask.shape
     if abs(rows * picture[1] - columns * picture[0]) > max(*mask.shape, *picture) / 2:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from attrace.schemas import InputError
+from attrace.schemas.checks import require_type
 
 
 class Box(NamedTuple):
@@ -50,6 +52,8 @@ def bounding_box(
     from scipy import ndimage  # slow to import
 
     values = np.asarray(attribution)
+    if values.dtype.kind not in "biuf":
+        require_type(attribution, xr.DataArray, "attribution", "a map (row, column)")
     if values.ndim != 2 or values.size == 0:
         raise InputError(f"expected a map (row, column), found shape {values.shape}: select one first")
     if not np.isfinite(values).all():
@@ -93,6 +97,8 @@ def iou(first: Box | tuple[int, int, int, int] | None, second: Box | tuple[int, 
     >>> iou((0, 0, 2, 2), (1, 0, 3, 2))
     0.3333333333333333
     """
+    for box in (first, second):
+        require_type(box, Sequence | None, "box", "(top, left, bottom, right) or None")
     if first is None or second is None:
         return 0.0
     height = min(first[2], second[2]) - max(first[0], second[0])

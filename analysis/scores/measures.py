@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from attrace.analysis.maps.i2am import as_published
+from attrace.analysis.maps.levels import require_map
 from attrace.analysis.maps.masks import as_mask, coverage
 from attrace.schemas import InputError
 from attrace.schemas.checks import require_choice
@@ -55,7 +56,7 @@ def imacs(
     -----
     I2AM (arXiv 2407.12331).
     """
-    _require_grid(attribution)
+    require_map(attribution)
     require_choice(variant, get_args(Variant), "variant")
     values = as_mask(mask, "mask")
     if variant == "plain":
@@ -130,6 +131,7 @@ def agreement(maps: xr.DataArray, dim: str) -> xr.DataArray:
     InputError
         If there is no such dimension, or it has fewer than two maps.
     """
+    require_map(maps)
     if maps.sizes.get(dim, 0) < 2:
         raise InputError(f"agreement needs two maps or more along {dim!r}, found the dims {dict(maps.sizes)}")
     result = xr.apply_ufunc(
@@ -161,6 +163,7 @@ def drift(maps: xr.DataArray, dim: str = "time_group") -> xr.DataArray:
     InputError
         If there are fewer than two maps along `dim`.
     """
+    require_map(maps)
     if maps.sizes.get(dim, 0) < 2:
         raise InputError(f"drift needs two maps or more along {dim!r}, found the dims {dict(maps.sizes)}")
     moved = centre_of_mass(maps).diff(dim)
@@ -178,14 +181,9 @@ def _weighted_mean(values: xr.DataArray, weights: xr.DataArray) -> xr.DataArray:
     return (values * weights).sum(GRID, skipna=False) / weights.sum()
 
 
-def _require_grid(attribution: xr.DataArray) -> None:
-    if not set(GRID) <= set(attribution.dims):
-        raise InputError(f"expected a map with the dims row and column, found {attribution.dims}")
-
-
 def _shares(maps: xr.DataArray) -> xr.DataArray:
     """Each map as shares of its sum; NaN where that is 0 or a value is NaN."""
-    _require_grid(maps)
+    require_map(maps)
     total = maps.astype(np.float64).sum(GRID, skipna=False)
     return maps / total.where(total > 0)
 

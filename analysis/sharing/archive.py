@@ -15,6 +15,7 @@ from attrace.analysis.storage.files import LocalFiles
 from attrace.analysis.storage.store import open_store
 from attrace.analysis.storage.zip_files import ZipFiles, check_name
 from attrace.schemas import InputError, TraceExistsError, TraceFormatError, TraceNotFoundError
+from attrace.schemas.checks import require_type
 from attrace.schemas.durable import sync_names
 
 ZIP: Final = ".zip"
@@ -94,6 +95,8 @@ def unpack(packed: str | Path, target: str | Path, *, overwrite: bool = False) -
     -----
     Nothing is read of the chunks but their bytes; `verify` checks what they hold.
     """
+    for path, expected in ((packed, f"the path of a {ZIP} file"), (target, "the path of a folder to make")):
+        require_type(path, (str, os.PathLike), "path", expected)
     packed, target = Path(packed), Path(target)
     if not packed.is_file():
         raise TraceNotFoundError(f"no packed trace at {packed}: expected a {ZIP} file, found none; check the path")

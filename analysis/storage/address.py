@@ -12,6 +12,7 @@ from attrace.analysis.storage.hub_files import HUB, HubFiles
 from attrace.analysis.storage.object_files import SCHEMES, ObjectFiles
 from attrace.schemas import InputError
 from attrace.schemas.address import is_address, local_path, scheme_of
+from attrace.schemas.checks import require_type
 
 
 def files_at(where: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Files:
@@ -48,6 +49,7 @@ def require_folder_here(where: str | Path, doing: str) -> None:
     InputError
         If it is an address.
     """
+    require_type(where, (str, os.PathLike), "path", "a folder")
     if is_address(where):
         raise InputError(
             f"{where}: expected a folder on this machine, as {doing} writes into it: attrace pull it, {doing} it, and "

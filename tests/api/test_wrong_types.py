@@ -43,6 +43,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Any:
             "str 'run.zarr'",
         ),
         ("marginals", (None,), "NoneType None"),
+        ("content_id", ("run.zarr",), "str 'run.zarr'"),
         ("correspondence", (5,), "int 5"),
         ("score_trace", ("run.zarr",), "str 'run.zarr'"),
         ("resampler_shares", ("run.zarr",), "str 'run.zarr'"),
@@ -61,6 +62,34 @@ def test_what_takes_a_trace_refuses_anything_else(name: str, arguments: tuple[An
     with pytest.raises(attrace.InputTypeError) as raised:
         getattr(attrace, name)(*arguments)
     assert str(raised.value) == A_TRACE + found
+
+
+@pytest.mark.parametrize(
+    "name", ["entropy", "effective_tokens", "imacs", "mass", "agreement", "as_published", "bounding_box"]
+)
+def test_what_takes_a_map_refuses_a_trace(trace: Any, name: str) -> None:
+    more = {"imacs": ([[1, 0]],), "mass": ([[1, 0]],), "agreement": ("head",)}
+    with pytest.raises(attrace.InputTypeError, match=r"attribution: expected a map.*, found the Trace <attrace.Trace"):
+        getattr(attrace, name)(trace, *more.get(name, ()))
+
+
+def test_a_mask_that_is_a_text(trace: Any) -> None:
+    with pytest.raises(
+        attrace.InputTypeError, match=r"mask: expected an array \(row, column\), found the str 'mask.png'"
+    ):
+        attrace.score_trace(trace, masks={"r2g": "mask.png"})  # type: ignore[dict-item]
+
+
+def test_boxes_and_paths() -> None:
+    with pytest.raises(attrace.InputTypeError, match=r"box: expected .* found the int 1"):
+        attrace.iou(1, 2)  # type: ignore[arg-type]
+    calls: tuple[Any, ...] = (attrace.repair, attrace.verify)
+    for call in calls:
+        with pytest.raises(attrace.InputTypeError, match=r"(path|source): expected .*, found the int 5"):
+            call(5)
+    for paths in ((5, "run.zarr"), ("run.zip", 5)):
+        with pytest.raises(attrace.InputTypeError, match=r"path: expected the path of .*, found the int 5"):
+            attrace.unpack(*paths)
 
 
 @pytest.mark.parametrize(

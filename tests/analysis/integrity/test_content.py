@@ -37,7 +37,7 @@ def array_of(path: Path, name: str) -> zarr.Array:  # type: ignore[type-arg]
 
 
 def id_of(path: Path) -> str:
-    return content_id(open_store(path))
+    return content_id(open_trace(path))
 
 
 class TestContentId:
