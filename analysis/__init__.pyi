@@ -17,7 +17,10 @@ from .maps.attribution import (
 )
 from .maps.i2am import as_published as as_published
 from .maps.marginals import marginals as marginals
-from .maps.precompute import precompute as precompute
+from .maps.precompute import (
+    keep_effects as keep_effects,
+    precompute as precompute,
+)
 from .maps.resampler import resampler_shares as resampler_shares
 from .maps.sram import sram as sram
 from .maps.tokens import token_map as token_map
@@ -30,6 +33,7 @@ from .scores.correspondence import (
     correspondence as correspondence,
     correspondence_error as correspondence_error,
 )
+from .scores.effects import effects as effects
 from .scores.measures import (
     agreement as agreement,
     drift as drift,

@@ -18,10 +18,12 @@ from .analysis import (
     diff as diff,
     drift as drift,
     effective_tokens as effective_tokens,
+    effects as effects,
     entropy as entropy,
     hlam as hlam,
     imacs as imacs,
     iou as iou,
+    keep_effects as keep_effects,
     level_maps as level_maps,
     llam as llam,
     marginals as marginals,
@@ -53,6 +55,7 @@ from .recorder import (
     Recording as Recording,
     RecordingWarning as RecordingWarning,
     Statistics as Statistics,
+    ablate as ablate,
     record as record,
 )
 from .schemas import (

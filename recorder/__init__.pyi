@@ -1,3 +1,4 @@
+from .jobs.effects import ablate as ablate
 from .labels.profile import (
     MUTUAL_ATTENTION as MUTUAL_ATTENTION,
     REFERENCE_NETWORK as REFERENCE_NETWORK,

@@ -24,6 +24,9 @@ Level = Literal["ulam", "tlam", "hlam", "llam"]
 """Unified, time-level, head-level or layer-level attribution map (I2AM)."""
 
 CONTEXTS: tuple[Context, ...] = get_args(Context)
+CONTEXT_PREFERENCE: tuple[Context, ...] = ("reference", "image-prompt", "text", "self")
+"""The contexts in the order in which one is taken where none was asked for."""
+
 KEY_KINDS: tuple[KeyKind, ...] = get_args(KeyKind)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 LEVELS: tuple[Level, ...] = get_args(Level)

@@ -19,7 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("attrace", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("attrace")
 
-NEED_TORCH = ["recorder/*", "examples/*", "cli/test_demo.py", "cli/test_faithfulness.py", "cli/test_record.py"]
+NEED_TORCH = [
+    "recorder/*",
+    "examples/*",
+    *(f"cli/test_{command}.py" for command in ("ablate", "demo", "faithfulness", "record")),
+]
 
 collect_ignore_glob = [] if find_spec("torch") else NEED_TORCH
 

@@ -18,7 +18,7 @@ from attrace.analysis.integrity.content import ContentDigest, blocks, covered_ar
 from attrace.analysis.storage.store import StoredTrace
 from attrace.analysis.storage.stored_array import StoredArray
 from attrace.schemas import ArraySpec, TraceFormatError
-from attrace.schemas.layout import CALLED, DERIVED, KEY_STEP, is_of_keys
+from attrace.schemas.layout import CALLED, DERIVED, EFFECT, KEY_STEP, is_of_keys
 
 Progress = Callable[[int, int], None]
 """Called with the number of chunks read so far and the number of all."""
@@ -116,6 +116,8 @@ class ReadArray:
             bad &= values != -np.inf
         if f"/{DERIVED}/" in self.path:
             bad &= ~np.isnan(values)  # one chunk holds many steps, and those of a gap are NaN
+        if self.spec.name == EFFECT:
+            bad &= ~np.isnan(values)  # of a layer or head that was not taken away
         if not bad.any():
             return None
         first = ", ".join(f"{dim} {at}" for dim, at in zip(self.spec.dims[2:], np.argwhere(bad)[0][2:], strict=True))

@@ -25,6 +25,7 @@ from attrace.schemas import (
     SiteClass,
     TraceFormatError,
     derived_arrays,
+    effect_array,
     image_array,
     manifest_arrays,
     root_arrays,
@@ -35,6 +36,7 @@ from attrace.schemas.layout import (
     CALLED,
     DERIVED,
     DERIVED_STEPS,
+    EFFECT,
     IMAGES,
     KEY,
     KEY_STEP,
@@ -165,6 +167,9 @@ def _expected_arrays(trace: StoredTrace, steps: int) -> Iterator[tuple[str, Arra
         if not trace.manifest.has_scores or _covered_by_cache(trace.root, site_class) is not None:
             for spec in derived_arrays(site_class, steps):
                 yield f"{site_class.group}/{DERIVED}/{spec.name}", spec
+        effect = _member(trace.root, path := f"{site_class.group}/{EFFECT}")
+        if effect is not None:
+            yield path, effect_array(site_class, by_head=getattr(effect, "ndim", 1) == 2)
 
 
 def _member(root: zarr.Group, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Keeping the marginals of a trace in its store, so that a map is read instead of computed."""
+"""Keeping beside a trace what its maps take: marginals, so that they are not computed again, and measured effects."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
+import xarray as xr
 import zarr
 import zarr.codecs
 import zarr.storage
 
 from attrace.analysis.kernels.softmaxes import require_device
 from attrace.analysis.maps.marginals import all_marginals
+from attrace.analysis.maps.weights import read_weights
 from attrace.analysis.storage.address import require_folder_here
 from attrace.analysis.storage.files import LocalFiles
 from attrace.analysis.storage.metadata import copies_in, own_documents, read_document, seal
@@ -20,10 +22,10 @@ from attrace.analysis.storage.store import reopen
 from attrace.analysis.trace.derived import open_derived
 from attrace.analysis.trace.source import require_scores
 from attrace.analysis.trace.trace import Trace, open_trace, trace_of
-from attrace.schemas import InputError, SiteClass, derived_arrays
+from attrace.schemas import InputError, SiteClass, derived_arrays, effect_array
 from attrace.schemas.digest import Documents
 from attrace.schemas.durable import sync_tree
-from attrace.schemas.layout import DERIVED, DERIVED_STEPS, DERIVED_STEPS_PER_CHUNK
+from attrace.schemas.layout import DERIVED, DERIVED_STEPS, DERIVED_STEPS_PER_CHUNK, EFFECT
 
 
 def precompute(trace: Trace | str | Path, *, overwrite: bool = False, device: str | None = None) -> Trace:
@@ -75,6 +77,61 @@ def precompute(trace: Trace | str | Path, *, overwrite: bool = False, device: st
     _withdraw(whole, root, wanted, copies)
     _write_marginals(whole, root, wanted, device)
     _announce(whole, root, wanted, copies)
+    return trace_of(reopen(whole.stored))
+
+
+def keep_effects(trace: Trace | str | Path, effects: xr.DataArray) -> Trace:
+    """Keep measured effects of layers or heads in the store of a trace, in place of those that it holds.
+
+    Parameters
+    ----------
+    trace
+        The trace, or where it lies: a folder, or a store of Zarr that can be written.
+    effects
+        Effects (layer[, head]) by module path, as `attrace.effects(changes).effect` has them; the attribute `context`
+        says which classes they are of, all where there is none.
+
+    Returns
+    -------
+    Trace
+        The trace, opened anew, with nothing selected; its maps take the effects with `weights="effect"`.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be written, the effects are none, or of no layer of the trace.
+    """
+    whole = trace_of(reopen((open_trace(trace) if isinstance(trace, str | Path) else trace).stored))
+    given = read_weights(effects)
+    if not isinstance(given, xr.DataArray):
+        raise InputError("effects: expected a DataArray (layer[, head]), as attrace.effects makes it")
+    context = given.attrs.get("context")
+    values = {
+        one: given.reindex(layer=[site.path for site in one.sites])
+        for one in whole.manifest.classes
+        if context in (None, one.context) and any(site.path in given["layer"] for site in one.sites)
+    }
+    if not values:
+        raise InputError(f"trace {whole.path} has none of the layers {', '.join(map(str, given['layer'].values))}")
+    require_folder_here(whole.path, "ablate --into")
+    root = _writable_root(whole)
+    copies = copies_in(read_document(root.store))
+    paths = [f"{one.group}/{EFFECT}" for one in values]
+    if copies is not None:
+        seal(root.store, _outside(copies, paths), major=whole.manifest.major)
+    for one, of_class in values.items():
+        by_head = "head" in of_class.dims
+        of_class = of_class.reindex(head=range(one.heads)) if by_head else of_class
+        spec = effect_array(one, by_head=by_head)
+        array = root.create_array(
+            **spec.creation | {"name": f"{one.group}/{EFFECT}"}, compressors=[zarr.codecs.Crc32cCodec()], overwrite=True
+        )
+        array[...] = of_class.values
+    if copies is not None:
+        members = dict(_outside(copies, paths))
+        for path in paths:
+            members[path] = read_document(root.store, path)
+        seal(root.store, members, major=whole.manifest.major)
     return trace_of(reopen(whole.stored))
 
 

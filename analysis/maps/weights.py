@@ -159,16 +159,15 @@ def _read_file(path: Path) -> xr.DataArray:
             raise InputError(f"{path}: expected a JSON object of numbers by layer, found {type(given).__name__}")
         return _of_mapping(given)
     try:
-        dataset = xr.load_dataset(path, engine="scipy")
-    # SciPy raises nearly anything on a file that is no netCDF: type, value and index errors among them
+        dataset = xr.load_dataset(path)
+    # readers of netCDF raise nearly anything on a file that is none: type, value and index errors among them
     except Exception as error:
         raise InputError(
             f"{path}: expected a file that attrace ablate wrote, or a .json of numbers by layer"
         ) from error
     if EFFECT not in dataset:
         raise InputError(f"{path}: expected a variable {EFFECT!r}, found {', '.join(map(str, dataset)) or 'none'}")
-    of_context = {name: value for name, value in dataset.attrs.items() if name == "context"}
-    return dataset[EFFECT].reset_coords(drop=True).assign_attrs(of_context)
+    return dataset[EFFECT].reset_coords(drop=True)
 
 
 def _of_mapping(given: Mapping[Any, Any]) -> xr.DataArray:

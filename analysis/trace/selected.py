@@ -15,7 +15,7 @@ from attrace.analysis.trace.key_segments import of_one_picture, pictures_in
 from attrace.analysis.trace.selection import Layers, Numbers, match_layers, pick_numbers, require_label
 from attrace.schemas import Manifest, SelectionError, SiteClass, Status
 from attrace.schemas.layout import IMAGES, reference_name
-from attrace.schemas.words import CONTEXTS
+from attrace.schemas.words import CONTEXT_PREFERENCE
 
 
 @dataclass(frozen=True)
@@ -251,11 +251,6 @@ class TraceSelection:
     def _heads_of(self, site_class: SiteClass) -> tuple[int, ...]:
         heads = self.selected_heads
         return tuple(head for head in range(site_class.heads) if heads is None or head in heads)
-
-
-CONTEXT_PREFERENCE = ("reference", "image-prompt", "text", "self")
-if set(CONTEXT_PREFERENCE) != set(CONTEXTS):
-    raise RuntimeError("a context is missing from the order of preference")
 
 
 def branches_of(manifest: Manifest, context: str | None) -> tuple[str, ...]:

@@ -14,9 +14,10 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from attrace.analysis.storage.store import StoredTrace, open_store
-from attrace.analysis.trace.selected import CONTEXT_PREFERENCE, TraceSelection, branches_of
+from attrace.analysis.trace.selected import TraceSelection, branches_of
 from attrace.schemas.checks import require_type
 from attrace.schemas.layout import TIME, TIMESTEP
+from attrace.schemas.words import CONTEXT_PREFERENCE
 
 if TYPE_CHECKING:
     import xarray as xr

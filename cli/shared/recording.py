@@ -1,4 +1,4 @@
-"""What `attrace record` and `attrace faithfulness` share: options of a run, and how a recorder behaves in a command."""
+"""What the commands that run a pipeline share: options of a run, and how a recorder behaves in a command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PICTURES: Final = ("reference", "mask", "scene")
 """Options that name a picture to keep."""
 
-_OPTIONS: Final = (
+_INPUTS: Final = (
     click.option(
         "--pipeline", "source", required=True, metavar="PATH_OR_ID", help="Folder of a pipeline, or its hub id."
     ),
@@ -63,7 +63,20 @@ _OPTIONS: Final = (
     click.option("--reference", metavar="NAME_OR_FILE", help="Reference picture to keep: an input, or a file."),
     click.option("--mask", metavar="NAME_OR_FILE", help="Mask to keep."),
     click.option("--scene", metavar="NAME_OR_FILE", help="Input picture to keep."),
+)
+"""Options of a pipeline and of what goes into it."""
+
+_TARGETS: Final = (
     layers_option,
+    click.option(
+        "--profile", metavar="NAME_OR_FILE", help="What is known of the model: a profile by name, or a TOML file."
+    ),
+    click.option("--network", metavar="NAME", help="Record this network of the pipeline, such as controlnet."),
+    click.option("--key-grid", type=size, metavar="ROWSxCOLUMNS", help="Grid of the keys, if it is not known."),
+)
+"""Options of the attention that is looked at."""
+
+_RECORDING: Final = (
     click.option(
         "--steps-kept",
         type=kept_steps,
@@ -71,16 +84,11 @@ _OPTIONS: Final = (
         help="Calls of the denoiser to record, both ends included, or numbers such as 0,10,20; all by default.",
     ),
     click.option(
-        "--profile", metavar="NAME_OR_FILE", help="What is known of the model: a profile by name, or a TOML file."
-    ),
-    click.option("--network", metavar="NAME", help="Record this network of the pipeline, such as controlnet."),
-    click.option(
         "--context",
         type=click.Choice(CONTEXTS),
         multiple=True,
         help="What the keys are, if the pipeline is not known; of joint attention which to record, may be repeated.",
     ),
-    click.option("--key-grid", type=size, metavar="ROWSxCOLUMNS", help="Grid of the keys, if it is not known."),
     click.option(
         "--encoding",
         type=click.Choice(("auto", "scores", "factors")),
@@ -108,11 +116,19 @@ _OPTIONS: Final = (
     click.option("--allow-gaps", is_flag=True, help="Accept layers that some steps skip."),
     click.option("--no-prompts", is_flag=True, help="Keep no prompt and no token text."),
 )
+"""Options of a recording alone."""
 
 
 def run_options(command: Command) -> Command:
-    """Options of a run: pass them on to `Run.of`."""
-    for option in reversed(_OPTIONS):
+    """Options of a run that is recorded: pass them on to `Run.of`."""
+    for option in reversed((*_INPUTS, *_TARGETS, *_RECORDING)):
+        command = option(command)
+    return command
+
+
+def pipeline_options(command: Command) -> Command:
+    """Options of a run that is not recorded: pass them on to `Run.of`."""
+    for option in reversed((*_INPUTS, *_TARGETS)):
         command = option(command)
     return command
 
@@ -144,9 +160,9 @@ class Run:
         seed: int | None,
         steps: int | None,
         layers: tuple[str, ...],
-        context: tuple[str, ...],
-        steps_kept: Any,
-        no_prompts: bool,
+        context: tuple[str, ...] = (),
+        steps_kept: Any = None,
+        no_prompts: bool = False,
         **others: Any,
     ) -> Run:
         """Sort the options by what takes them."""

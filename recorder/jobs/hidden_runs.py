@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from attrace.recorder.jobs.faithfulness import Fill, regenerate
 from attrace.recorder.jobs.joblist import Job
@@ -102,31 +104,45 @@ class KeptChanges:
     Parameters
     ----------
     path
-        The file, which may not be there yet.
+        The file, which may not be there yet; None keeps the results in memory alone.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.changes: dict[str, float] = dict(filter(None, map(_parsed, _lines(path))))
+        self.changes: dict[str, float] = {} if path is None else dict(filter(None, map(_parsed, _lines(path))))
 
     def add(self, key: str, change: float, **facts: Any) -> None:
         """Keep a result, and make it last; the facts are for people."""
+        self.changes[key] = change
+        if self._path is None:
+            return
         torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size > 0
         with self._path.open("a", encoding="utf-8") as file:
             file.write("\n" * torn + json.dumps({"run": key, **facts, "change": change}) + "\n")
         sync_file(self._path)
-        self.changes[key] = change
 
 
 def digest_of_inputs(inputs: Mapping[str, Any]) -> str:
-    """SHA-256 of what goes into a call: the pixels of pictures, the text of everything else."""
+    """SHA-256 of what goes into a call: the values of pictures and tensors, the text of everything else."""
     digest = hashlib.sha256()
     for name, value in sorted(inputs.items()):
-        is_picture = isinstance(value, PIL.Image.Image)
-        told = [value.mode, *value.size] if is_picture else value
-        digest.update(json.dumps([name, told], sort_keys=True, default=str).encode())
-        digest.update(value.tobytes() if is_picture else b"")
+        digest.update(json.dumps(name).encode())
+        _add_value(digest, value)
     return digest.hexdigest()
+
+
+def _add_value(digest: hashlib._Hash, value: Any) -> None:
+    if isinstance(value, list | tuple):
+        digest.update(f"[{len(value)}]".encode())
+        for one in value:
+            _add_value(digest, one)
+    elif isinstance(value, PIL.Image.Image):
+        digest.update(json.dumps([value.mode, *value.size]).encode() + value.tobytes())
+    elif isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    else:
+        digest.update(json.dumps(value, sort_keys=True, default=str).encode())
 
 
 def _key(facts: Mapping[str, Any], cells: Cells) -> str:

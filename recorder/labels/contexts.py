@@ -101,13 +101,18 @@ class ContextSplitter:
         self._text = text.shape[1] if isinstance(text, Tensor) and text.ndim == 3 else None
         self._pictures = set(_numbers_of_tokens(arguments.get("hidden_states")))
 
+    def contexts_of(self, candidate: Candidate, projections: Projections) -> tuple[Context, ...]:
+        """What the keys of a call are: one context, or several that are attended to at once."""
+        layout = self.layout(candidate, projections)
+        return (self._whole(candidate, projections).context,) if layout is None else layout.contexts
+
     def omission(self, candidate: Candidate, projections: Projections) -> Omission | None:
         """What of a call is not to be recorded; None if all of it is."""
         if self._is_own(candidate, projections):
             self._refuse_text_among_own(candidate, projections)
             return None if self._self_attention else Omission(_OWN, is_whole=True)
-        layout = self._layout(candidate, projections)
-        found = (self._whole(candidate, projections).context,) if layout is None else layout.contexts
+        layout = self.layout(candidate, projections)
+        found = self.contexts_of(candidate, projections)
         if layout is None and (self._wanted is None or self._profile.joint is not None or candidate.place > 0):
             return None
         if layout is None or (self._wanted is not None and self._profile.joint is None):
@@ -122,7 +127,7 @@ class ContextSplitter:
 
     def split(self, candidate: Candidate, projections: Projections) -> Iterator[KeysOfContext]:
         """What to record of a call."""
-        layout = self._layout(candidate, projections)
+        layout = self.layout(candidate, projections)
         if layout is None:
             yield self._whole(candidate, projections)
             return
@@ -149,7 +154,7 @@ class ContextSplitter:
     def _is_own(self, candidate: Candidate, projections: Projections) -> bool:
         """Whether a call attends to the generated picture alone."""
         replaced = self._rule(candidate) == "replaced"
-        return projections.is_self and not replaced and self._layout(candidate, projections) is None
+        return projections.is_self and not replaced and self.layout(candidate, projections) is None
 
     def _whole(self, candidate: Candidate, projections: Projections) -> KeysOfContext:
         """A call whose keys are all of one context."""
@@ -180,8 +185,8 @@ class ContextSplitter:
                 )
         return KeysOfContext(projections, self._contexts[candidate.path], query_grid, labels)
 
-    def _layout(self, candidate: Candidate, projections: Projections) -> TokenLayout | None:
-        """Where what lies among the tokens of a call; None if its keys are all of one context."""
+    def layout(self, candidate: Candidate, projections: Projections) -> TokenLayout | None:
+        """Token layout of a call; None if its keys are all of one context."""
         queries, keys = projections.query.shape[2], projections.key.shape[2]
         if self._rule(candidate) == "joined":
             shape = (candidate.path, queries, keys)

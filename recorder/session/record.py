@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypeVar
 
 from attrace.recorder.capture.methods import CaptureName, choose_methods
-from attrace.recorder.capture.sites import (
-    Candidate,
-    find_candidates,
-    find_denoiser,
-    find_network,
-    refuse_hidden,
-    select_candidates,
-)
-from attrace.recorder.labels.joint import refuse_unknown_layout
+from attrace.recorder.capture.sites import refuse_hidden, select_candidates
 from attrace.recorder.labels.keys import Grid
-from attrace.recorder.labels.profile import (
-    JOINED_RULES,
-    Profile,
-    find_profile,
-    guess_joint,
-    guess_profile,
-    named_profile,
-    with_context,
-)
+from attrace.recorder.labels.profile import Profile
 from attrace.recorder.session.options import RunOptions
 from attrace.recorder.session.provenance import dtype_and_device, identify, software_versions
 from attrace.recorder.session.recording import Output, Recording
 from attrace.recorder.session.select import Steps, select_steps
+from attrace.recorder.session.target import find_target
 from attrace.recorder.writing.encode import EncodingChoice
 from attrace.recorder.writing.images import Images
 from attrace.schemas import Context, InputError, terms_of_use
@@ -180,14 +164,9 @@ def record(
         if picture is not None:
             images[name] = picture
     contexts = None if context is None else (context,) if isinstance(context, str) else tuple(context)
-    profile = _resolve_profile(model, profile, contexts)
-    denoiser = find_network(model, network) if network else find_denoiser(model, profile.denoiser)
+    target = find_target(model, profile, network, contexts)
+    denoiser, found, profile = target.denoiser, target.candidates, target.profile
     patterns = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
-    found = find_candidates(denoiser)
-    if any(one.joint for one in found):
-        refuse_unknown_layout(denoiser)
-        profile = profile if profile.joint else guess_joint(profile, model)
-    found = tuple(_mark_joined(one, profile) for one in found)
     candidates = select_candidates(found, patterns)
     refuse_hidden(denoiser, candidates)
     methods = choose_methods(candidates, _one_of("capture", capture, ("auto", "hooks", "attention")))
@@ -239,26 +218,6 @@ def _paths(path: TracePath | Sequence[TracePath]) -> tuple[Path, ...]:
     if not paths or len({one.absolute() for one in paths}) != len(paths):
         raise InputError(f"path: expected one path for each sample, all different; found {[str(one) for one in paths]}")
     return paths
-
-
-def _resolve_profile(model: Any, profile: Profile | TracePath | None, contexts: tuple[Context, ...] | None) -> Profile:
-    if isinstance(profile, str | PathLike):
-        profile = named_profile(fspath(profile))
-    profile = profile or find_profile(model)
-    if profile is None:
-        return guess_profile(model, None if contexts is None else contexts[0])
-    if contexts is None or profile.holds_several_contexts:
-        return profile
-    if len(contexts) != 1:
-        raise InputError(f"context={contexts}: the keys of {type(model).__name__} are all of one context; name one")
-    return with_context(profile, contexts[0])
-
-
-def _mark_joined(candidate: Candidate, profile: Profile) -> Candidate:
-    """A candidate whose keys are of several kinds, by what the profile says, is seen only at the attention call."""
-    rule = profile.rule_of(candidate.path)
-    is_joint = profile.joint is not None or (rule is not None and rule.keys in JOINED_RULES)
-    return replace(candidate, joint=True) if is_joint else candidate
 
 
 def _one_of(name: str, value: Choice, choices: tuple[str, ...]) -> Choice:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,3 +51,33 @@ def made_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trace(made_trace: Path, tmp_path: Path) -> Path:
     """The made trace as `run.zarr` in the folder that the command runs in."""
     return Path(shutil.copytree(made_trace, tmp_path / "run.zarr"))
+
+
+INPUTS = {"image": "scene", "mask_image": "mask", "reference_image": "reference"}
+"""Arguments of the demo's pipeline, and the pictures in the workplace that they take."""
+
+
+@pytest.fixture(scope="session")
+def saved_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from support.models import demo  # needs torch
+
+    folder = tmp_path_factory.mktemp("models") / "pipeline"
+    demo().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def workplace(saved_pipeline: Path, tmp_path: Path) -> Path:
+    """A folder with a pipeline, pictures, and a list of two inputs."""
+    from support.models import box_mask, picture
+
+    (tmp_path / "pipeline").symlink_to(saved_pipeline)
+    for seed, name in enumerate(("scene", "reference", "other")):
+        picture(seed=seed).save(tmp_path / f"{name}.png")
+    box_mask().save(tmp_path / "mask.png")
+    jobs = [
+        {"id": name, "seed": seed, "inputs": {one: f"@{file}.png" for one, file in (INPUTS | {"image": scene}).items()}}
+        for seed, (name, scene) in enumerate({"first": "scene", "second": "other"}.items())
+    ]
+    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+    return tmp_path

@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 from click.testing import Result
 from support.commands import examples_of
-from support.models import box_mask, demo, picture
+from support.models import demo, picture
 
 from attrace.analysis import open_trace, ulam
 from attrace.analysis.scores.faithfulness import first_of, picture_change
@@ -24,9 +24,8 @@ from attrace.recorder.jobs import faithfulness
 from attrace.recorder.jobs.faithfulness import regenerate
 from attrace.recorder.jobs.pipelines import generate
 
-from .conftest import Run
+from .conftest import INPUTS, Run
 
-INPUTS = {"image": "scene", "mask_image": "mask", "reference_image": "reference"}
 TEST = (
     *("faithfulness", "--pipeline", "pipeline", "--class", "attrace.demo.pipeline:ReferenceInpaintPipeline"),
     *("--steps", "2", "--shares", "0.5", "--draws", "2", "-o", "out"),
@@ -35,28 +34,6 @@ ONE = (
     *("--reference", "reference_image", "--mask", "mask_image"),
     *(part for name, file in INPUTS.items() for part in ("--input", f"{name}=@{file}.png")),
 )
-
-
-@pytest.fixture(scope="session")
-def saved_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "pipeline"
-    demo().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def workplace(saved_pipeline: Path, tmp_path: Path) -> Path:
-    """A folder with a pipeline, pictures, and a list of two inputs."""
-    (tmp_path / "pipeline").symlink_to(saved_pipeline)
-    for seed, name in enumerate(("scene", "reference", "other")):
-        picture(seed=seed).save(tmp_path / f"{name}.png")
-    box_mask().save(tmp_path / "mask.png")
-    jobs = [
-        {"id": name, "seed": seed, "inputs": {one: f"@{file}.png" for one, file in (INPUTS | {"image": scene}).items()}}
-        for seed, (name, scene) in enumerate({"first": "scene", "second": "other"}.items())
-    ]
-    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
-    return tmp_path
 
 
 def succeeded(result: Result) -> str:

@@ -23,7 +23,7 @@ from .conftest import Run
 ROOT = Path(__file__).parents[2]
 
 
-NEEDS_TORCH = ("demo", "faithfulness", "record")
+NEEDS_TORCH = ("ablate", "demo", "faithfulness", "record")
 """Commands whose examples are run by the tests beside theirs."""
 
 EXAMPLES = [example for name, one in main.commands.items() if name not in NEEDS_TORCH for example in examples_of(one)]

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from support.traces import MadeTrace, make_trace, site_class
 
 from attrace.recorder.writing.store import TraceStore, new_manifest_fields
-from attrace.schemas import ArraySpec, Manifest, ModelIdentity, SiteClass, class_arrays, derived_arrays, root_arrays
+from attrace.schemas import (
+    ArraySpec,
+    Manifest,
+    ModelIdentity,
+    SiteClass,
+    class_arrays,
+    derived_arrays,
+    effect_array,
+    root_arrays,
+)
 from attrace.schemas.export import load_json_schema
 from attrace.schemas.layout import KEY_STEP
 from attrace.schemas.manifest import MAX_CHUNK_BYTES
@@ -47,6 +56,7 @@ def _all_arrays() -> dict[str, ArraySpec]:
         class_arrays(factors, STEPS),
         class_arrays(scores, STEPS),
         derived_arrays(scores, STEPS),
+        (effect_array(scores, by_head=True),),
     )
     return {spec.name: spec for specs in lists for spec in specs}
 

@@ -121,7 +121,7 @@ def test_weights_come_from_a_file_numbers_or_an_array(trace: Trace, tmp_path: Pa
     file.write_text(json.dumps(BY_HEAD))
     values = [[*several, np.nan][:3] for several in BY_HEAD.values()]
     array = xr.DataArray(values, {"layer": list(BY_HEAD), "head": range(3)}, ("layer", "head"), "effect")
-    xr.Dataset({"effect": array}, attrs={"context": "reference"}).to_netcdf(tmp_path / "heads.nc", engine="scipy")
+    xr.Dataset({"effect": array.assign_attrs(context="reference")}).to_netcdf(tmp_path / "heads.nc", engine="scipy")
     for weights in (pairs, file, str(file), tmp_path / "heads.nc", array):
         np.testing.assert_array_equal(attribution_map(trace, "ulam", weights=weights).values, expected)
 
@@ -214,6 +214,6 @@ def test_a_file_that_holds_no_effects_is_told(tmp_path: Path) -> None:
 def test_effects_of_another_context_are_told(trace: Trace, tmp_path: Path) -> None:
     effect = xr.DataArray([1.0, 1.0, 1.0], {"layer": list(LAYERS)}, ("layer",), "effect")
     file = tmp_path / "text.nc"
-    xr.Dataset({"effect": effect}, attrs={"context": "text"}).to_netcdf(file, engine="scipy")
+    xr.Dataset({"effect": effect.assign_attrs(context="text")}).to_netcdf(file, engine="scipy")
     with pytest.raises(InputError, match="of the context 'text', the selected one is 'reference'"):
         attribution_map(trace, "ulam", weights=file)
