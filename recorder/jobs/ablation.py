@@ -20,7 +20,7 @@ from attrace.recorder.capture.sites import Candidate, QueryGrids, argument_reade
 from attrace.recorder.labels.contexts import ContextSplitter
 from attrace.recorder.labels.joint import TokenLayout
 from attrace.recorder.labels.keys import Grid
-from attrace.recorder.session.target import Target
+from attrace.recorder.labels.target import Target
 from attrace.schemas import CaptureError, Context, InputError
 from attrace.schemas.words import CONTEXT_PREFERENCE
 
@@ -276,7 +276,7 @@ class _Edits(TorchFunctionMode):
 
     def stop(self) -> None:
         """Edit no longer."""
-        self.__exit__(None, None, None)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

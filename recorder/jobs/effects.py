@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ from attrace.recorder.jobs.hidden_runs import KeptChanges, digest_of_inputs
 from attrace.recorder.jobs.pipelines import call_arguments, generate
 from attrace.recorder.labels.keys import Grid
 from attrace.recorder.labels.profile import Profile
-from attrace.recorder.session.target import find_target
+from attrace.recorder.labels.target import find_target
 from attrace.schemas import Context, InputError
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def ablate(
     seeds
         Of the noise: one for all inputs, or one for each.
     masks
-        (row, column) over the picture, bool or in [0, 1], for all inputs or one for each (None where there is none):
-        changes are measured inside it, too.
+        (row, column) over the picture, bool or in [0, 1], one for each input (None where there is none): changes are
+        measured inside it, too.
     layers
         Module paths, globs or short labels of the layers to take away; all by default.
     heads
@@ -99,49 +100,87 @@ def ablate(
     CaptureError
         If the attention of a layer cannot be taken away.
     """
-    import xarray as xr  # slow to import, and no recording needs it
-
-    runs = [inputs] if isinstance(inputs, Mapping) else list(inputs)
-    given_masks = [None] * len(runs) if masks is None else [masks] if isinstance(inputs, Mapping) else list(masks)  # type: ignore[arg-type]
-    given_seeds = [seeds] * len(runs) if isinstance(seeds, int) else list(seeds)
-    labels = [str(number) for number in range(len(runs))] if names is None else list(names)
-    if not runs or not len(runs) == len(given_masks) == len(given_seeds) == len(labels):
-        raise InputError(
-            f"expected a seed, a mask and a name for each input, found {len(runs)} inputs, {len(given_seeds)} seeds, "
-            f"{len(given_masks)} masks and {len(labels)} names"
-        )
+    listed = _listed(inputs, seeds, masks, names)
     target = find_target(pipeline, profile, network, None)
     patterns = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
     results = KeptChanges(None if kept is None else Path(kept))
     survey: Survey | None = None
     found: list[NDArray[np.float64]] = []
-    for number, (arguments, seed, mask) in enumerate(zip(runs, given_seeds, given_masks, strict=True)):
-        generated = _Generated(pipeline, arguments, seed)
+    for number, one in enumerate(listed):
+        generated = _Generated(pipeline, one.arguments, one.seed)
         with nullcontext(survey) if survey is not None else surveyed(target, patterns, key_grid) as survey:
             picture = generated()
         sites = survey.sites(context)
-        measured = _Measured(picture, _weights(mask, picture), results, generated.digest)
-        per_input = sum(one.candidate.heads if heads else 1 for one in sites) + 1
-        done = itertools.count(number * per_input + 2)
-        if progress is not None:
-            progress(number * per_input + 1, len(runs) * per_input)
+        runs = [(place, site, head) for place, site in enumerate(sites) for head in _heads_of(site, heads)]
+        done = itertools.count(number * (len(runs) + 1) + 1)
+
+        def tell(done: Iterator[int] = done, total: int = len(listed) * (len(runs) + 1)) -> None:
+            if progress is not None:
+                progress(next(done), total)
+
+        tell()
+        measured = _Measured(picture, _weights(one.mask, picture), results, generated.digest)
         values = np.full((len(MEASURES), len(REGIONS), len(sites), _most_heads(sites) if heads else 1), np.nan)
-        for place, site in enumerate(sites):
-            for head in range(site.candidate.heads) if heads else (None,):
-                ablation = Ablation(target, site, head=head, baseline=baseline, key_grid=key_grid)
-                values[:, :, place, head or 0] = measured.changes(generated, ablation, site, head, baseline)
-                if progress is not None:
-                    progress(next(done), len(runs) * per_input)
+        for place, site, head in runs:
+            ablation = Ablation(target, site, head=head, baseline=baseline, key_grid=key_grid)
+            values[:, :, place, head or 0] = measured.changes(generated, ablation, site, head, baseline)
+            tell()
         found.append(values)
-    dims = ("input", "region", "layer", "head") if heads else ("input", "region", "layer")
-    coordinates = {"input": labels, "region": list(REGIONS), "layer": [one.path for one in sites]}
-    stacked = np.stack(found, axis=1) if heads else np.stack(found, axis=1)[..., 0]
-    variables = {
-        name: (dims, values, {"long_name": f"mean {name} difference of pixels", "units": "1"})
-        for name, values in zip(MEASURES, stacked, strict=True)
-    }
     attributes = {"context": sites[0].context, "baseline": baseline, "pipeline": type(pipeline).__name__}
-    coordinates |= {"head": list(range(_most_heads(sites)))} if heads else {}
+    return _dataset(np.stack(found, axis=1), [one.name for one in listed], sites, by_head=heads, attributes=attributes)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What one picture is made of, and where its changes are measured."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    seed: int
+    mask: ArrayLike | None
+
+
+def _listed(inputs: Any, seeds: Any, masks: Any, names: Sequence[str] | None) -> list[_Input]:
+    """The inputs one by one, each with its seed and mask."""
+    runs = [inputs] if isinstance(inputs, Mapping) else list(inputs)
+    of_seeds = [seeds] * len(runs) if isinstance(seeds, int) else list(seeds)
+    of_masks = [None] * len(runs) if masks is None else [masks] if isinstance(inputs, Mapping) else list(masks)
+    labels = [str(number) for number in range(len(runs))] if names is None else list(names)
+    if not runs or not len(runs) == len(of_seeds) == len(of_masks) == len(labels):
+        raise InputError(
+            f"expected a seed, a mask and a name for each input, found {len(runs)} inputs, {len(of_seeds)} seeds, "
+            f"{len(of_masks)} masks and {len(labels)} names"
+        )
+    return [_Input(*one) for one in zip(labels, runs, of_seeds, of_masks, strict=True)]
+
+
+def _heads_of(site: Site, heads: bool) -> Sequence[int | None]:
+    """What is taken away of a site, one at a time: its heads, or None for all of it."""
+    return range(site.candidate.heads) if heads else (None,)
+
+
+def _most_heads(sites: Sequence[Site]) -> int:
+    return max(one.candidate.heads for one in sites)
+
+
+def _dataset(
+    values: NDArray[np.float64],
+    names: list[str],
+    sites: Sequence[Site],
+    *,
+    by_head: bool,
+    attributes: Mapping[str, str],
+) -> xr.Dataset:
+    """Changes (measure, input, region, layer, head) with their labels."""
+    import xarray as xr  # slow to import, and no recording needs it
+
+    coordinates: dict[str, Any] = {"input": names, "region": list(REGIONS), "layer": [one.path for one in sites]}
+    if by_head:
+        coordinates["head"] = list(range(_most_heads(sites)))
+    variables = {
+        measure: (tuple(coordinates), of_measure, {"long_name": f"mean {measure} difference of pixels", "units": "1"})
+        for measure, of_measure in zip(MEASURES, values if by_head else values[..., 0], strict=True)
+    }
     return xr.Dataset(variables, coordinates, attributes)
 
 
@@ -212,10 +251,6 @@ def _weights(mask: ArrayLike | None, picture: Picture) -> list[NDArray[np.float6
         scaled = PIL.Image.fromarray(values.astype(np.float32)).resize(size, PIL.Image.Resampling.BOX)
         values = np.asarray(scaled, np.float64)
     return [whole, values]
-
-
-def _most_heads(sites: Sequence[Site]) -> int:
-    return max(one.candidate.heads for one in sites)
 
 
 def _key(described: list[Any]) -> str:

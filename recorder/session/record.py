@@ -11,11 +11,11 @@ from attrace.recorder.capture.methods import CaptureName, choose_methods
 from attrace.recorder.capture.sites import refuse_hidden, select_candidates
 from attrace.recorder.labels.keys import Grid
 from attrace.recorder.labels.profile import Profile
+from attrace.recorder.labels.target import find_target
 from attrace.recorder.session.options import RunOptions
 from attrace.recorder.session.provenance import dtype_and_device, identify, software_versions
 from attrace.recorder.session.recording import Output, Recording
 from attrace.recorder.session.select import Steps, select_steps
-from attrace.recorder.session.target import find_target
 from attrace.recorder.writing.encode import EncodingChoice
 from attrace.recorder.writing.images import Images
 from attrace.schemas import Context, InputError, terms_of_use

@@ -22,7 +22,7 @@ import attrace
 from attrace.recorder.jobs import effects as effects_module
 from attrace.recorder.jobs.ablation import Ablation, surveyed
 from attrace.recorder.jobs.pipelines import generate
-from attrace.recorder.session.target import find_target
+from attrace.recorder.labels.target import find_target
 from attrace.schemas import CaptureError, InputError
 
 Picture = NDArray[np.uint8]
