@@ -1,4 +1,4 @@
-from .explorer.write import write_report as write_report
+from .explorer.report import write_report as write_report
 from .figures.plot import plot as plot
 from .integrity.content import content_id as content_id
 from .integrity.diff import (

@@ -102,16 +102,24 @@ class _GroupOfSteps:
 
 
 def quantised(rows: NDArray[np.float32], levels: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Each row in whole numbers up to `levels`, and what one of them stands for in it.
+    """The rows of each layer, head and chosen cell in whole numbers up to `levels`, and what one of them stands for.
 
     Returns
     -------
     whole
         uint8, like `rows`: the nearest whole number.
-    quanta
-        float32, without the last dimension: whole * quantum is within half a quantum of the value.
+    scale
+        float32 (layer, head, chosen cell), the same in all groups of steps: whole * scale is within half a `scale` of
+        the value.
     """
-    quanta = rows.max(axis=-1) / np.float32(levels)
-    known = np.isfinite(quanta)[..., None]  # a row with a NaN keeps NaN for its quantum alone
-    safe: NDArray[Any] = np.where(quanta > 0, quanta, 1)[..., None]
-    return np.minimum(np.rint(np.where(known, rows, 0) / safe), levels).astype(np.uint8), quanta
+    scale = rows.max(axis=(0, -1)) / np.float32(levels)
+    known = np.isfinite(scale)[None, ..., None]  # a row with a NaN keeps NaN for its scale alone
+    safe: NDArray[Any] = np.where(scale > 0, scale, 1)[None, ..., None]
+    return np.minimum(np.rint(np.where(known, rows, 0) / safe), levels).astype(np.uint8), scale
+
+
+def differences(whole: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Each group of steps as its difference from the one before, modulo 256: what compresses better."""
+    made = whole.copy()
+    made[1:] -= whole[:-1]
+    return made

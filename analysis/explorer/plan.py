@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from scipy import sparse
 
 from attrace.analysis.maps.attribution import mappable_directions
@@ -27,8 +28,14 @@ KeyView = Literal["picture", "tokens", "whole"]
 MOST_TOKENS: Final = 128
 """Lines of a list of keys that lie off a grid; where there would be more, all keys are taken as one."""
 
-FINENESS: Final = ((64, True), (48, True), (32, True), (24, True), (16, True), (16, False), (12, False), (8, False))
+FINENESS: Final = ((64, True), (48, True), (32, True), (24, True), (16, True), (16, False))
 """From fine to coarse: the most cells along a side of a grid, and whether heads are kept apart."""
+
+FEWER_GROUPS: Final = (2, 1)
+"""Groups of steps where the default number of them does not fit."""
+
+COARSEST: Final = ((12, False), (8, False))
+"""What is tried last."""
 
 FLOAT_COST: Final = 8
 """Values of attention that take as much of the page as one float32."""
@@ -46,6 +53,8 @@ class Side:
     """Share of each patch in the mean of each cell: (cell, patch), rows sum to 1."""
     coarser: bool
     """Whether a cell is the mean of several patches."""
+    sizes: NDArray[np.float64]
+    """How much each cell counts in the mean over all: (cell)."""
 
     @property
     def cells(self) -> int:
@@ -129,18 +138,20 @@ def plan_report(trace: Trace, groups: int | None, most: int, weights: LayerWeigh
     if "r2g" not in directions:
         grid_plans(trace, "r2g")  # says why
     view, reason = _view(trace)
-    spans = tuple(time_groups(trace, groups))
-    for most_cells, heads_apart in FINENESS:
-        plan = _plan_of(trace, view, most_cells, spans)
-        of_pairs = weights_of(trace, weights, [one.selected for one in plan.classes])
-        plan = replace(plan, heads_apart=heads_apart, directions=directions, reason=reason, weights=of_pairs)
-        # a plain mean of heads cannot be weighted by head
-        if plan.cost <= most and (heads_apart or of_pairs is None or not of_pairs.attrs["by_head"]):
-            return plan
-    if groups is None and len(spans) > 1:
-        return plan_report(trace, 1, most, weights)
+    if groups is None:
+        tried = [len(time_groups(trace)), *(count for count in FEWER_GROUPS if count < trace.steps)]
+    else:
+        tried = [groups]
+    for count, fineness in [(count, FINENESS) for count in tried] + [(tried[-1], COARSEST)]:
+        for most_cells, heads_apart in fineness:
+            plan = _plan_of(trace, view, most_cells, tuple(time_groups(trace, count)))
+            of_pairs = weights_of(trace, weights, [one.selected for one in plan.classes])
+            plan = replace(plan, heads_apart=heads_apart, directions=directions, reason=reason, weights=of_pairs)
+            # a plain mean of heads cannot be weighted by head
+            if plan.cost <= most and (heads_apart or of_pairs is None or not of_pairs.attrs["by_head"]):
+                return plan
     raise InputError(
-        f"trace {trace.path}: a report of {len(trace.layers)} layers and {len(spans)} groups of steps does not fit the "
+        f"trace {trace.path}: a report of {len(trace.layers)} layers and {tried[-1]} groups of steps does not fit the "
         "limit of its size even on grids of 8 cells a side: select layers (--layers), or raise the limit (--limit)"
     )
 
@@ -185,10 +196,11 @@ def _key_side(site_class: SiteClass, view: KeyView, most_cells: int) -> Side | N
     if view == "tokens":
         lines = listed_keys(site_class)
         pooling = sparse.block_diag([np.full((1, size), 1 / size) for _, size in lines], format="csc")
-        return Side(everything, (len(lines), 1), sparse.csc_array(pooling), coarser=False)
+        sizes = np.array([size for _, size in lines], np.float64)
+        return Side(everything, (len(lines), 1), sparse.csc_array(pooling), coarser=False, sizes=sizes)
     if view == "whole":
         weights = normalised(key_weights(site_class, None))
-        return Side(everything, (1, 1), sparse.csc_array(weights[None]), coarser=False)
+        return Side(everything, (1, 1), sparse.csc_array(weights[None]), coarser=False, sizes=np.ones(1))
     picture = picture_keys(site_class)
     return None if picture is None else _grid_side(*picture, most_cells)
 
@@ -196,7 +208,8 @@ def _key_side(site_class: SiteClass, view: KeyView, most_cells: int) -> Side | N
 def _grid_side(places: slice, grid: Size, most_cells: int) -> Side:
     kept = _pooled(grid, most_cells)
     rows, columns = (area_matrix(length, cells) for length, cells in zip(grid, kept, strict=True))
-    return Side(places, kept, sparse.csc_array(sparse.kron(rows, columns)), coarser=kept != grid)
+    pooling = sparse.csc_array(sparse.kron(rows, columns))
+    return Side(places, kept, pooling, coarser=kept != grid, sizes=np.ones(kept[0] * kept[1]))
 
 
 def _pooled(grid: Size, most_cells: int) -> Size:

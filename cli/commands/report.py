@@ -33,7 +33,7 @@ from attrace.cli.shared.output import check_output, dask_progress, print_json, p
 @click.option(
     "--limit",
     type=byte_size,
-    default="10MB",
+    default="4.5MB",
     show_default=True,
     metavar="SIZE",
     help="Largest size of the file; what does not fit is coarsened.",
@@ -54,11 +54,11 @@ def report(
     as_json: bool,
     **selection: Any,
 ) -> None:
-    """Write an interactive page of a trace.
+    """Write the explorer of a trace as a page to show to others.
 
-    One HTML file that needs neither a server nor a network: click a patch of the generated picture to see where in the
-    reference it comes from, or a patch of the reference to see where it went, for any layer, head and group of steps;
-    with the maps of all levels, the scores and the provenance. Needs attrace[report].
+    One HTML file that needs neither a server nor a network: point at a patch of the generated picture to see where in
+    the reference it looks, or at a patch of the reference to see where it acts, through any layer, head and group of
+    steps; words are chips. Every context of the trace is shown unless --context names one.
     """
     from attrace.analysis import write_report
 

@@ -188,7 +188,6 @@ MISSING = {
     "huggingface_hub": ("info", "hf://datasets/owner/name/run.zarr"),
     "distributed": ("aggregate", "run.zarr", "-o", "statistics.csv", "--scheduler", "tcp://127.0.0.1:1"),
     "torch": ("precompute", "run.zarr", "--device", "cpu"),
-    "bokeh": ("report", "run.zarr", "-o", "report.html"),
 }
 """What is not part of the package alone, and a command that needs it."""
 

@@ -57,8 +57,6 @@ def test_every_example_works(example: list[str], run: Run, memory: Any) -> None:
         shutil.copytree("run.zarr", copy)
     if example[0] in ("push", "pull"):
         memory.put(Path("run.zarr"), "memory://example/run.zarr")
-    if example[0] == "report":
-        pytest.importorskip("bokeh")
     result = run(*(argument.replace("s3://bucket", "memory://example") for argument in example))
     assert result.exit_code == 0, (result.output, result.exception)
 

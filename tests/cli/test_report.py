@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,12 @@ def succeeded(result: Result) -> str:
 
 @pytest.mark.usefixtures("trace")
 def test_it_writes_a_page_and_says_what(run: Run) -> None:
-    pytest.importorskip("bokeh")
     told = json.loads(succeeded(run("report", "run.zarr", "-o", "r.html", "--groups", 2, "--title", "Two", "--json")))
     page = Path("r.html")
     assert told == {
         "path": "r.html",
         "bytes": page.stat().st_size,
+        "contexts": ["reference", "text"],
         "grids": {"r2g": [8, 8], "g2r": [4, 4]},
         "groups": 2,
         "levels": 255,
@@ -47,17 +46,8 @@ def test_it_writes_a_page_and_says_what(run: Run) -> None:
 )
 @pytest.mark.usefixtures("trace")
 def test_it_refuses(run: Run, arguments: tuple[str, ...], code: int, message: str) -> None:
-    pytest.importorskip("bokeh")
     result = run("report", "run.zarr", *arguments)
     assert result.exit_code == code, (result.output, result.exception)
     assert message in result.stderr
     assert result.stdout == ""
     assert not Path("r.html").exists()
-
-
-@pytest.mark.usefixtures("trace")
-def test_without_bokeh_it_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bokeh", None)
-    result = run("report", "run.zarr", "-o", "r.html")
-    assert result.exit_code == 2
-    assert 'pip install "attrace[report]"' in result.stderr

@@ -1,4 +1,4 @@
-"""A report that is open in a browser: its clicks, its keys, and the numbers that it shows."""
+"""An explorer that is open in a browser: its clicks, its keys, and the numbers that it shows."""
 
 from __future__ import annotations
 
@@ -12,67 +12,101 @@ from support.browser import wait_for
 
 from attrace.analysis import Trace, write_report
 
+FIND = """
+const explorer = document.querySelector(arguments[0]).explorer;
+const side = (name) => explorer.sides.find((one) => one.name === name);
+"""
+
 
 class Page:
-    """A report that is open in a browser."""
+    """An explorer that is open in a browser; `where` selects its element, where there are several."""
 
-    def __init__(self, driver: Any, trace: Trace, path: Path, **options: Any) -> None:
-        self.driver, self.trace = driver, trace
-        write_report(trace, path, **options)
-        driver.get_log("browser")
-        driver.get_log("performance")
-        driver.get(path.as_uri())
-        wait_for(lambda: self.js("return document.documentElement.dataset.ready"))
+    def __init__(
+        self, driver: Any, trace: Trace, path: Path | None = None, where: str = "[data-explorer]", **options: Any
+    ) -> None:
+        self.driver, self.trace, self.where = driver, trace, where
+        if path is not None:
+            write_report(trace, path, **options)
+            self.open(path.as_uri())
+
+    def open(self, address: str) -> None:
+        """Open an address, and wait until its maps and small multiples stand."""
+        self.driver.get_log("browser")
+        self.driver.get_log("performance")
+        self.driver.get("about:blank")
+        self.driver.get(address)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until what was asked for last is shown."""
+        done = (
+            "const el = document.querySelector(arguments[0]); return el?.dataset.failed || el?.dataset.shows === 'all'"
+        )
+        wait_for(lambda: self.driver.execute_script(done, self.where))
+        assert self.js("return explorer.el.dataset.failed ?? ''") == ""
 
     def js(self, code: str) -> Any:
-        """What a piece of JavaScript returns; `model` finds a model of Bokeh by its name."""
-        return self.driver.execute_script("const model = (n) => Bokeh.documents[0].get_model_by_name(n);" + code)
+        """What a piece of JavaScript returns; `explorer` is the explorer, `side` finds one of its sides."""
+        return self.driver.execute_script(FIND + code, self.where)
 
     def heat(self, name: str) -> NDArray[np.float64]:
-        """The values that are shown over a picture."""
-        return np.array(self.js(f"return Array.from(model('heat-{name}').data.image[0])"), np.float64)
+        """The values that are shown over a side."""
+        return np.array(self.js(f"return Array.from(side('{name}').values)"), np.float64)
 
-    def chosen(self, name: str) -> list[float]:
-        """Top, left, bottom and right of the chosen cells of a picture."""
-        data = self.js(f"return model('chosen-{name}').data")
-        return [data[side][0] for side in ("top", "left", "bottom", "right")]
+    def chosen(self, name: str) -> Any:
+        """Top, left, bottom and right of the chosen cells of a side, `mask` or `all`; None where nothing is chosen."""
+        return self.js(f"return side('{name}').pinned")
 
-    def set(self, name: str, attribute: str, value: Any) -> None:
-        self.js(f"model({name!r}).{attribute} = {json.dumps(value)}")
+    def set(self, **changes: Any) -> None:
+        """Choose a layer, head or group of steps by index, a unit, or what else the state holds."""
+        self.js(f"explorer.change({json.dumps(changes)})")
+        self.settle()
+
+    def press(self, text: str) -> None:
+        """Press the button of that text."""
+        self.js(f"[...explorer.el.querySelectorAll('button')].find((one) => one.textContent === {text!r}).click()")
+        self.settle()
 
     def click(self, name: str, row: int, column: int, grid: tuple[int, int]) -> None:
-        """Click the middle of a cell of a picture."""
+        """Click the middle of a cell of a side."""
         self.point(name, row, column, grid).click().perform()
+        self.settle()
 
     def point(self, name: str, row: int, column: int, grid: tuple[int, int]) -> Any:
-        """Move the pointer to the middle of a cell of a picture; what can be done next."""
+        """Move the pointer to the middle of a cell of a side; what can be done next."""
         from selenium.webdriver import ActionChains
 
-        element = self.driver.find_element("id", name)
-        self.js(f"document.getElementById({name!r}).scrollIntoView({{block: 'center'}})")
+        element = self.js(f"side('{name}').stage.scrollIntoView({{block: 'center'}}); return side('{name}').stage")
         x = ((column + 0.5) / grid[1] - 0.5) * element.size["width"]
         y = ((row + 0.5) / grid[0] - 0.5) * element.size["height"]
-        actions = ActionChains(self.driver).move_to_element_with_offset(element, x, y)
-        actions.perform()
+        ActionChains(self.driver).move_to_element_with_offset(element, x, y).perform()
         return ActionChains(self.driver)
 
-    def click_at(self, name: str, x: int, y: int) -> None:
-        """Click so many pixels from the left and the lower end of an element."""
-        from selenium.webdriver import ActionChains
-
-        element = self.driver.find_element("id", name)
-        self.js(f"document.getElementById({name!r}).scrollIntoView({{block: 'center'}})")
-        left, down = x - element.size["width"] / 2, element.size["height"] / 2 - y
-        ActionChains(self.driver).move_to_element_with_offset(element, left, down).click().perform()
-
     def keys(self, name: str, *keys: str) -> None:
-        self.driver.find_element("id", name).send_keys(*keys)
+        """Press keys while a side has the focus."""
+        self.js(f"return side('{name}').stage").send_keys(*keys)
+        self.settle()
+
+    def told(self) -> str:
+        """The sentence and the line below it."""
+        words: str = self.js("return `${explorer.told.textContent} ${explorer.detail.textContent}`")
+        return words
+
+    def complaints(self) -> list[str]:
+        """Errors and warnings of the console."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+    def requests(self) -> list[str]:
+        """Addresses that were asked for, but for files and data."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        asked = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
+        return [url for url in asked if not url.startswith(("file:", "data:", "about:", "blob:"))]
 
 
 def assert_shown(found: NDArray[np.float64], expected: Any, page: Page) -> None:
     """The map is the expected one, to within what the page says of its exactness."""
-    bound = float(page.js("return document.getElementById('legend-error').textContent").split()[-1])
-    values = expected.values.ravel()
-    assert np.abs(found - values).max() <= bound * 1.05
-    assert bound < 0.02 * values.max()
+    bound = float(page.js("return explorer.error"))
+    values = np.asarray(expected.values).ravel()
+    assert np.abs(found - values).max() <= bound * 1.001 + 1e-6
+    assert bound < 0.04 * values.max()
     assert values.max() > 1.2 * values.mean()

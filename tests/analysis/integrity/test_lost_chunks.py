@@ -166,8 +166,6 @@ def test_a_site_that_was_not_called_has_nothing_and_is_no_loss(trace: Path, tmp_
     ids=lambda command: command[0],
 )
 def test_in_every_command(trace: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    if command[0] == "report":
-        pytest.importorskip("bokeh")
     monkeypatch.chdir(trace.parent)
     mask = np.zeros((32, 32), bool)
     mask[:16, :16] = True

@@ -18,8 +18,6 @@ from support.report_page import Page, assert_shown
 from attrace.analysis import Trace, open_trace, sram, ulam
 from attrace.recorder import record
 
-pytest.importorskip("bokeh")
-
 GENERATED, REFERENCE = (4, 6), (5, 3)
 """Rows and columns of patches, of 8 x 8 pixels each."""
 
@@ -56,11 +54,6 @@ def page(driver: Any, trace: Trace, tmp_path_factory: pytest.TempPathFactory) ->
     return Page(driver, trace, tmp_path_factory.mktemp("report") / "report.html")
 
 
-def told(page: Page) -> str:
-    words: str = page.js("return document.getElementById('told').textContent")
-    return words
-
-
 def shares(trace: Trace) -> NDArray[np.float64]:
     """How much of the model's own softmax lies on the keys of the context: (layer, query), the mean over the others."""
     found = []
@@ -72,54 +65,55 @@ def shares(trace: Trace) -> NDArray[np.float64]:
 
 
 def test_a_generated_patch_shows_its_reference_and_how_much_of_its_attention_that_gets(page: Page) -> None:
-    assert [entry for entry in page.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    assert page.complaints() == []
     page.click("generated", 2, 4, GENERATED)
     box = (16, 32, 24, 40)
-    assert_shown(page.heat("reference"), sram(page.trace, box, density=True), page)
+    assert_shown(page.heat("keys"), sram(page.trace, box, density=True), page)
     of_patch = shares(page.trace)[:, 2 * 6 + 4].mean()
     assert 0.05 < of_patch < 0.95
-    assert f"together get {100 * of_patch:#.3g} % of its attention" in told(page)
-    page.set("value", "value", "weight")
-    assert_shown(page.heat("reference"), sram(page.trace, box, density=False), page)
-    assert page.heat("reference").sum() == pytest.approx(of_patch, rel=0.01)
-    page.set("layer", "value", "1")
+    assert f"The reference gets {float(f'{100 * of_patch:.3g}'):g} % of its attention" in page.told()
+    page.set(unit="share")
+    assert_shown(page.heat("keys"), sram(page.trace, box, density=False), page)
+    assert page.heat("keys").sum() == pytest.approx(of_patch, rel=0.01)
+    page.set(layer=1)
     alone = shares(page.trace)[1, 2 * 6 + 4]
-    assert f"together get {100 * alone:#.3g} % of its attention" in told(page)
-    page.set("layer", "value", "-1")
+    assert f"The reference gets {float(f'{100 * alone:.3g}'):g} % of its attention" in page.told()
+    page.set(layer=-1)
 
 
 def test_a_reference_patch_shows_where_it_went(page: Page) -> None:
-    page.set("value", "value", "weight")
-    page.click("reference", 3, 1, REFERENCE)
-    assert page.chosen("reference") == [3, 1, 4, 2]
+    page.set(unit="share")
+    page.click("keys", 3, 1, REFERENCE)
+    assert page.chosen("keys") == [3, 1, 4, 2]
     assert_shown(page.heat("generated"), sram(page.trace, (24, 8, 32, 16), direction="r2g", density=False), page)
     assert page.heat("generated").sum() == pytest.approx(1, rel=0.01)
-    assert "together get" not in told(page)
+    assert "of its attention" not in page.told()
 
 
 def test_pictures_of_other_proportions_keep_them(page: Page) -> None:
-    for name, (rows, columns) in {"generated": GENERATED, "reference": REFERENCE}.items():
-        size = page.driver.find_element("id", name).size
+    for name, (rows, columns) in {"generated": GENERATED, "keys": REFERENCE}.items():
+        size = page.js(f"return side('{name}').stage").size
         assert size["width"] / size["height"] == pytest.approx(columns / rows, rel=0.05)
 
 
 def test_the_page_says_what_its_weights_are_shares_of(page: Page) -> None:
-    notes = page.js("return Array.from(document.querySelectorAll('.note'), (one) => one.textContent).join(' ')")
-    assert "other contexts too (text)" in notes
+    notes = page.js("return document.querySelector('.notes').textContent")
+    assert "weights over the text sum to less than 1" in notes
     assert "weights over the reference sum to less than 1" in notes
 
 
 def test_text_is_a_list_with_its_padding_in_one_line(driver: Any, trace: Trace, tmp_path: Path) -> None:
     page = Page(driver, trace.sel(context="text"), tmp_path / "text.html")
-    assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-    assert "There is no map" not in page.js("return document.querySelector('header').textContent")
-    page.set("value", "value", "weight")
+    assert page.complaints() == []
+    assert "There is no map" not in page.js("return document.body.textContent")
+    page.set(unit="share")
     page.click("generated", 2, 4, GENERATED)
-    values = page.heat("reference")
+    values = page.heat("keys")
     assert values.size == 8  # 7 tokens and the padding
     of_patch = shares(page.trace)[:, 2 * 6 + 4].mean()
     assert values[:7].sum() + 5 * values[7] == pytest.approx(of_patch, rel=0.01)
-    assert f"All keys of the list together get {100 * of_patch:#.3g} %" in told(page)
-    page.keys("reference", *["\ue015"] * 8)  # down to the padding
-    assert "padding (the mean of 5)" in told(page)
+    assert f"The text gets {float(f'{100 * of_patch:.3g}'):g} %" in page.told()
+    page.js("side('keys').chips.at(-1).click()")
+    page.settle()
+    assert "padding (the mean of 5)" in page.told()
     assert_shown(page.heat("generated"), ulam(page.trace, keys=[7, 8, 9, 10, 11], density=False), page)
