@@ -306,7 +306,7 @@ def test_text_and_reference_are_seen_at_once(driver: Any, tmp_path: Path) -> Non
     page.click("generated", 5, 2, (8, 8))
     assert_shown(page.heat("keys"), sram(trace, (5, 2), density=False), page)
     found = page.js("return Array.from(explorer.others[1].values)")
-    scores = trace.sel(context="text").scores[words.group]["scores"].values
+    scores = np.asarray(trace.sel(context="text").scores[words.group]["scores"])
     weights = np.exp(scores[:, :, :, 5 * 8 + 2])
     expected = (weights / weights.sum(-1, keepdims=True)).mean(axis=(0, 1, 2))
     np.testing.assert_allclose(found, expected, atol=0.004)
