@@ -223,7 +223,8 @@ def _figure(
 
 
 def _unit(heat: xr.DataArray) -> str:
-    return "attention (1 = even)" if heat.attrs.get("normalisation") == "density" else "attention weight"
+    quantity = heat.attrs.get("quantity", "attention")
+    return f"{quantity} (1 = even)" if heat.attrs.get("normalisation") == "density" else f"{quantity} weight"
 
 
 def _note(heat: xr.DataArray, panels: tuple[Panel, ...], paint: Paint) -> str:

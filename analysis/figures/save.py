@@ -55,7 +55,7 @@ def save_figures(
     paint, file_format, overwrite
         As for `save_maps`.
     **options
-        `size`, `layers`, `density`, `resampler` and `weights` as for `attribution_map`.
+        `size`, `layers`, `density`, `resampler`, `weights` and `contribution` as for `attribution_map`.
 
     Returns
     -------

@@ -8,11 +8,11 @@ from typing import Any, Final, TypedDict, Unpack
 import xarray as xr
 
 from attrace.analysis.maps.levels import level_map
-from attrace.analysis.maps.marginals import ATTRIBUTES
+from attrace.analysis.maps.marginals import ATTRIBUTES, Contribution
 from attrace.analysis.maps.masks import Keys, Queries
 from attrace.analysis.maps.plan import GridPlan, Size, checked_size, finest, finest_grid, grid_plans
 from attrace.analysis.maps.resampler import Resampler
-from attrace.analysis.maps.weights import LayerWeights, read_weights, weights_of
+from attrace.analysis.maps.weights import LayerWeights, read_weights, weights_of, weights_of_layers
 from attrace.analysis.trace.selection import Layers
 from attrace.analysis.trace.trace import Trace, require_trace
 from attrace.analysis.trace.traces import Traces, map_each
@@ -35,6 +35,7 @@ class MapOptions(TypedDict, total=False):
     density: bool
     resampler: Resampler
     weights: LayerWeights
+    contribution: bool
 
 
 class SubsetOptions(MapOptions, total=False):
@@ -57,6 +58,7 @@ def attribution_map(
     density: bool = True,
     resampler: Resampler = None,
     weights: LayerWeights = None,
+    contribution: bool = False,
     groups: int | None = None,
     group_size: int | None = None,
 ) -> xr.DataArray:
@@ -100,6 +102,11 @@ def attribution_map(
         or a DataArray (layer[, head]). Layers are named as in `layers`, and a later label goes before an earlier one:
         `{"*": 0, "up_blocks.*": 1}`. The number of a layer is shared evenly by its heads. The maps that `llam` keeps
         apart are weighted by numbers by head alone.
+    contribution
+        Map what keys contribute to what the layer gives a patch, by their values and its output weights, in place of
+        how attention is spread: the trace was recorded with `values=True`. All heads of a layer give one contribution,
+        but for `hlam`, which maps the share of each head in it: 1 on average over the heads. Layers then count alike,
+        or as their heads weigh together. A layer with one key is left out.
     groups
         Of `tlam`: number of groups, of as equal a size as can be; 5 by default (fewer where there are fewer steps).
     group_size
@@ -116,7 +123,8 @@ def attribution_map(
     ------
     InputError
         If no selected layer has a grid for the direction, what counts is nothing, the groups do not fit the steps or
-        the level, `resampler` does not suit the trace or the other options, or a layer has no weight.
+        the level, `resampler` does not suit the trace or the other options, a layer has no weight, or contributions are
+        asked for and a layer has no values.
     SelectionError
         If `layers` names no layer.
 
@@ -134,6 +142,7 @@ def attribution_map(
             "keys": keys,
             "density": density,
             "resampler": resampler,
+            "contribution": contribution,
         }
         options |= {"level": level, "direction": direction, "groups": groups, "group_size": group_size}
         options["weights"] = read_weights(weights)
@@ -142,19 +151,24 @@ def attribution_map(
         return map_each(trace, attribution_map, finest(sizes) if size is None else checked_size(size), options)
     require_trace(trace)
     chosen = trace if layers is None else trace.sel(layer=layers)
-    plans = grid_plans(chosen, direction, queries=queries, keys=keys, density=density, resampler=resampler)
+    whose: Contribution | None = None if not contribution else "head" if level == "hlam" else "layer"
+    counted: dict[str, Any] = {"queries": queries, "keys": keys, "density": density, "resampler": resampler}
+    plans = grid_plans(chosen, direction, **counted, contribution=whose)
     shape = _default_size(chosen, direction, plans) if size is None else checked_size(size)
     of_pairs = weights_of(chosen, weights, [plan.marginals.selected for plan in plans])
+    if of_pairs is not None and whose == "layer":
+        of_pairs = weights_of_layers(of_pairs)
     maps = level_map(chosen, level, plans, shape, groups=groups, group_size=group_size, weights=of_pairs)
     attributes = {"normalisation": "density" if density else "none"}
+    attributes |= {"quantity": "contribution"} if contribution else {}
     return described(maps, direction, attributes | ({} if resampler is None else {"resampler": resampler}))
 
 
 def ulam(trace: Trace | Traces, **options: Unpack[SubsetOptions]) -> xr.DataArray:
     """Unified attribution map: the mean over steps, layers and heads, (row, column).
 
-    `direction`, `size`, `layers`, `queries`, `keys`, `density`, `resampler`, `weights` and errors are those of
-    `attribution_map`.
+    `direction`, `size`, `layers`, `queries`, `keys`, `density`, `resampler`, `weights`, `contribution` and errors are
+    those of `attribution_map`.
     """
     return attribution_map(trace, "ulam", **options)
 
@@ -169,7 +183,8 @@ def tlam(
     """Time-level attribution map: the mean over layers and heads, (time_group, row, column).
 
     A group of consecutive steps has `group_size` steps, or there are so many `groups`: 5 by default. `direction`,
-    `size`, `layers`, `queries`, `keys`, `density`, `resampler`, `weights` and errors are those of `attribution_map`.
+    `size`, `layers`, `queries`, `keys`, `density`, `resampler`, `weights`, `contribution` and errors are those of
+    `attribution_map`.
     """
     return attribution_map(trace, "tlam", groups=groups, group_size=group_size, **options)
 
@@ -177,8 +192,8 @@ def tlam(
 def hlam(trace: Trace | Traces, **options: Unpack[SubsetOptions]) -> xr.DataArray:
     """Head-level attribution map: the mean over steps and layers, (head, row, column).
 
-    `direction`, `size`, `layers`, `queries`, `keys`, `density`, `resampler`, `weights` and errors are those of
-    `attribution_map`.
+    `direction`, `size`, `layers`, `queries`, `keys`, `density`, `resampler`, `weights`, `contribution` and errors are
+    those of `attribution_map`.
     """
     return attribution_map(trace, "hlam", **options)
 
@@ -186,8 +201,8 @@ def hlam(trace: Trace | Traces, **options: Unpack[SubsetOptions]) -> xr.DataArra
 def llam(trace: Trace | Traces, **options: Unpack[SubsetOptions]) -> xr.DataArray:
     """Layer-level attribution map: the mean over steps and heads, (layer, row, column).
 
-    `direction`, `size`, `layers`, `queries`, `keys`, `density`, `resampler`, `weights` and errors are those of
-    `attribution_map`.
+    `direction`, `size`, `layers`, `queries`, `keys`, `density`, `resampler`, `weights`, `contribution` and errors are
+    those of `attribution_map`.
     """
     return attribution_map(trace, "llam", **options)
 
@@ -213,7 +228,8 @@ def level_maps(
     groups
         Groups of steps of the time-level maps.
     **options
-        `size`, `layers`, `density`, `weights` and `resampler` (of the `g2r` maps) as for `attribution_map`.
+        `size`, `layers`, `density`, `weights`, `contribution` and `resampler` (of the `g2r` maps) as for
+        `attribution_map`.
 
     Returns
     -------
@@ -279,9 +295,11 @@ def possible_directions(plan: Callable[[Direction], object]) -> tuple[Direction,
 def described(maps: xr.DataArray, direction: Direction, attributes: Mapping[str, str]) -> xr.DataArray:
     """The map of a level with its name and attributes."""
     level: Level = maps.attrs["level"]
-    long_name = f"{LONG_NAMES[level]}, {ATTRIBUTES[direction]['long_name'].partition(' (')[0]}"
+    quantity = attributes.get("quantity", "attribution")
+    way = ATTRIBUTES[direction]["long_name"].partition(" attribution")[0]
+    long_name = f"{LONG_NAMES[level]}, {way} {quantity}"
     if attributes["normalisation"] == "density":
-        long_name += ", relative to even attention"
+        long_name += f", relative to even {'attention' if quantity == 'attribution' else quantity}"
     if "weights" in maps.attrs:
         long_name += f", weighted by {maps.attrs['weights']}"
     named: xr.DataArray = maps.rename(f"{level}_{direction}")

@@ -121,7 +121,7 @@ def _class_maps(
     selected = plan.marginals.selected
     coordinates = {
         "layer": np.array(selected.paths, dtype=np.str_),
-        "head": np.array(selected.heads, dtype=np.int32),
+        "head": np.array(plan.marginals.heads, dtype=np.int32),
         "row": np.arange(size[0]),
         "column": np.arange(size[1]),
         "call_order": ("layer", [selected.site_class.sites[layer].order for layer in selected.layers]),

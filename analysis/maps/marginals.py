@@ -14,6 +14,7 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
+from attrace.analysis.kernels.contributions import contribution_marginals, row_products
 from attrace.analysis.kernels.softmaxes import key_shares, require_device, softmax_marginals
 from attrace.analysis.kernels.values import Factors, Scores, SiteValues
 from attrace.analysis.kernels.workspace import Workspace
@@ -45,6 +46,9 @@ STEPS_PER_BLOCK: Final = 10
 Quantity = Literal["r2g", "g2r", "share"]
 """What a pass makes of the scores: the marginals of the two directions, or the share that chosen keys have in each
 query (mean over those keys of the softmax over all keys)."""
+
+Contribution = Literal["layer", "head"]
+"""Whose contributions a pass sums up: those of a layer, all heads together, or of each head."""
 
 TOKEN_DIMS: Final[dict[Quantity, Literal["query", "key"]]] = {"r2g": "query", "g2r": "key", "share": "query"}
 
@@ -155,15 +159,22 @@ class MarginalPlan:
     """Both directions in one pass; or one, which then touches only the queries or keys that have a weight."""
     device: str | None = None
     """Of torch, to compute with; None to do without torch."""
+    contribution: Contribution | None = None
+    """Sums of contributions in place of means of the softmaxes, scaled as those are; None for the softmaxes."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Data type of the marginals."""
         return np.result_type(self.selected.site_class.dtype, np.float32)
 
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Labels of the heads; a layer's contribution, of all heads together, has the label 0."""
+        return (0,) if self.contribution == "layer" else self.selected.heads
+
     def is_default(self) -> bool:
         """Whether these are the marginals that a store may keep: of all queries and the default keys, in float32."""
-        chosen = self.query_weights is not None or self.key_weights is not None
+        chosen = self.query_weights is not None or self.key_weights is not None or self.contribution is not None
         stored = not self.selected.shows_one_picture or self.quantities == ("g2r",)
         return set(self.quantities) <= {"r2g", "g2r"} and not chosen and stored and self.dtype == np.float32
 
@@ -180,7 +191,7 @@ class MarginalPlan:
         everything = slice(None)
         if self.quantities == ("g2r",):
             return np.flatnonzero(self.of_queries()), everything
-        if self.quantities == ("r2g",):
+        if self.quantities == ("r2g",) and self.contribution is None:
             return everything, np.flatnonzero(self.of_keys())
         return everything, everything
 
@@ -240,9 +251,10 @@ def _computed_arrays(trace: Trace, plan: MarginalPlan) -> dict[Quantity, da.Arra
     source = ClassSource.of(trace.stored, plan.selected.site_class)
     blocks = split(plan.steps, max(STEPS_PER_BLOCK, source.steps_in_chunk))
     selected = (plan.selected.group, plan.selected.layers, plan.selected.heads)
-    token = tokenize(trace, selected, plan.steps, plan.query_weights, plan.key_weights, plan.quantities, plan.device)
+    wanted = (plan.query_weights, plan.key_weights, plan.quantities, plan.contribution, plan.device)
+    token = tokenize(trace, selected, plan.steps, wanted)
     passed = array_of_blocks(
-        _Pass(plan, blocks, source),
+        (_Pass if plan.contribution is None else _ContributionPass)(plan, blocks, source),
         f"marginals-{token}",
         _chunks(plan, blocks, sum(plan.lengths)),
         plan.dtype,
@@ -255,7 +267,11 @@ def _computed_arrays(trace: Trace, plan: MarginalPlan) -> dict[Quantity, da.Arra
 
 
 def _chunks(plan: MarginalPlan, blocks: tuple[tuple[int, ...], ...], length: int) -> Chunks:
-    return tuple(map(len, blocks)), (1,) * len(plan.selected.layers), (len(plan.selected.heads),), (length,)
+    return tuple(map(len, blocks)), (1,) * len(plan.selected.layers), (len(plan.heads),), (length,)
+
+
+Marginals = list[NDArray[Any]]
+"""The quantities of one layer in one step, (head, query or key) each."""
 
 
 @dataclass(frozen=True)
@@ -270,16 +286,46 @@ class _Pass:
         plan, steps = self.plan, self.blocks[block[0]]
         queries, keys = plan.touched()
         weights = normalised(plan.of_queries()[queries]), normalised(plan.of_keys()[keys])
-        passed = np.full((len(steps), 1, len(plan.selected.heads), sum(plan.lengths)), np.nan, plan.dtype)
         workspace = Workspace()
-        for place, values in enumerate(self.source.read(steps, plan.selected.layers[block[1]], queries)):
-            if values is not None:
-                wanted = select_values(values, plan.selected.heads, slice(None), keys)
-                passed[place, 0] = np.concatenate(_quantities(wanted, *weights, plan, workspace), axis=1)
-                if np.isnan(passed[place, 0]).any():
-                    path = plan.selected.paths[block[1]]
-                    warnings.warn(f"layer {path}, step {steps[place]}: {LEFT_OUT}", RuntimeWarning, stacklevel=2)
-        return passed
+        made: list[Marginals | None] = []
+        for values in self.source.read(steps, plan.selected.layers[block[1]], queries):
+            wanted = None if values is None else select_values(values, plan.selected.heads, slice(None), keys)
+            made.append(None if wanted is None else _quantities(wanted, *weights, plan, workspace))
+        return _end_to_end(plan, block[1], steps, made)
+
+
+@dataclass(frozen=True)
+class _ContributionPass(_Pass):
+    """Makes the same of the contributions of one layer in some steps."""
+
+    def __call__(self, block: tuple[int, ...]) -> NDArray[Any]:
+        plan, steps, layer = self.plan, self.blocks[block[0]], self.plan.selected.layers[block[1]]
+        queries, _ = plan.touched()
+        of_queries, of_keys = normalised(plan.of_queries()[queries]), normalised(plan.of_keys())
+        options: dict[str, Any] = {"heads": plan.selected.heads, "by_head": plan.contribution == "head"}
+        products = row_products(self.source.read_output(layer))
+        made: list[Marginals | None] = []
+        for values, value in zip(
+            self.source.read(steps, layer, queries), self.source.read_values(steps, layer), strict=True
+        ):
+            if values is None or value is None:
+                made.append(None)
+                continue
+            both = contribution_marginals(values, value, products, of_queries, of_keys, **options)
+            made.append([both[quantity == "g2r"] for quantity in plan.quantities])
+        return _end_to_end(plan, block[1], steps, made)
+
+
+def _end_to_end(plan: MarginalPlan, layer: int, steps: Sequence[int], made: Sequence[Marginals | None]) -> NDArray[Any]:
+    """The quantities of one layer in some steps in one array, NaN where there are none."""
+    passed = np.full((len(steps), 1, len(plan.heads), sum(plan.lengths)), np.nan, plan.dtype)
+    for place, of_step in enumerate(made):
+        if of_step is not None:
+            passed[place, 0] = np.concatenate(of_step, axis=1)
+            if np.isnan(passed[place, 0]).any():
+                path = plan.selected.paths[layer]
+                warnings.warn(f"layer {path}, step {steps[place]}: {LEFT_OUT}", RuntimeWarning, stacklevel=2)
+    return passed
 
 
 def _quantities(
@@ -288,7 +334,7 @@ def _quantities(
     of_keys: Weights,
     plan: MarginalPlan,
     workspace: Workspace,
-) -> list[NDArray[Any]]:
+) -> Marginals:
     if plan.quantities == ("share",):
         return [key_shares(values, of_keys, workspace=workspace)]
     r2g, g2r = softmax_marginals(values, of_queries, of_keys, workspace=workspace, device=plan.device)

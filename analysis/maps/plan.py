@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from attrace.analysis.maps.marginals import MarginalPlan, Quantity
+from attrace.analysis.maps.marginals import Contribution, MarginalPlan, Quantity
 from attrace.analysis.maps.masks import Keys, Queries, Weights, as_mask, coverage, key_weights, query_weights
 from attrace.analysis.maps.resampler import Resampler, adapters_of, has_resampler, is_resampler, resampler_shares
 from attrace.analysis.trace.key_segments import picture_keys
@@ -47,13 +47,15 @@ def grid_plans(
     keys: Keys = None,
     density: bool = True,
     resampler: Resampler = None,
+    contribution: Contribution | None = None,
 ) -> list[GridPlan]:
     """Plans of the maps of a direction: one for each selected class that has a grid for it.
 
     Raises
     ------
     InputError
-        If no selected class has one, or the queries or keys that count are none.
+        If no selected class has one, or the queries or keys that count are none; or contributions are asked for and a
+        layer has no values.
     """
     require_choice(direction, DIRECTIONS, "direction")
     if trace.steps == 0 or not trace.classes:
@@ -73,7 +75,7 @@ def grid_plans(
     usable = [plan for plan in plans if plan.gain.any() and plan.marginals.of_keys().any()]
     if not usable:
         raise InputError(f"trace {trace.path}: no selected layer with a grid for {direction} has the keys {keys!r}")
-    return usable
+    return usable if contribution is None else _of_contributions(trace, usable, contribution)
 
 
 def finest(grids: Iterable[Size]) -> Size:
@@ -134,6 +136,24 @@ def _grid_plan(
     else:
         marginals = MarginalPlan(selected, trace.selected_steps, quantities=(direction,), **averaged)
     return GridPlan(marginals, direction, patches, grid, gain * tokens if density else gain)
+
+
+def _of_contributions(trace: Trace, plans: list[GridPlan], contribution: Contribution) -> list[GridPlan]:
+    """The plans for contributions; a layer with one key is left out, as that gives every patch the same."""
+    several = [plan for plan in plans if plan.marginals.selected.site_class.keys > 1]
+    without = [plan.marginals.selected for plan in several if plan.marginals.selected.site_class.channels is None]
+    if not several or len(without) == len(several):
+        raise InputError(
+            f"trace {trace.path} holds no values of the selected layers, of which contributions are made: record them "
+            "with values=True (attrace record --values)"
+        )
+    if without:
+        layers = ", ".join(path for one in without for path in one.paths)
+        raise InputError(
+            f"trace {trace.path} holds no values of {layers}, so their contribution is not known (attrace info says "
+            "why): choose the others with layers= (--layers)"
+        )
+    return [replace(plan, marginals=replace(plan.marginals, contribution=contribution)) for plan in several]
 
 
 def _resampled_plans(

@@ -65,7 +65,7 @@ def sram(
     groups, group_size
         As in `tlam`.
     **options
-        `size`, `layers`, `density`, `resampler` and `weights` as in `attribution_map`.
+        `size`, `layers`, `density`, `resampler`, `weights` and `contribution` as in `attribution_map`.
 
     Returns
     -------
@@ -89,8 +89,9 @@ def as_sram(maps: xr.DataArray) -> xr.DataArray:
     """The map of a level under chosen patches, with the name and attributes of an SRAM."""
     direction, level = maps.attrs["direction"], maps.attrs["level"]
     over = "reference" if direction == "g2r" else "generated picture"
+    quantity = maps.attrs.get("quantity", "attribution")
     named: xr.DataArray = maps.rename(f"sram_{direction}")
-    return named.assign_attrs(level="sram", over=level, long_name=f"attribution of chosen patches over the {over}")
+    return named.assign_attrs(level="sram", over=level, long_name=f"{quantity} of chosen patches over the {over}")
 
 
 def chosen_patches(trace: Trace, at: At, direction: Direction = "g2r") -> NDArray[np.float64]:

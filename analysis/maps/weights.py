@@ -106,6 +106,12 @@ def weighted_mean(maps: xr.DataArray, dims: set[str], weights: xr.DataArray) -> 
     return averaged.astype(maps.dtype)
 
 
+def weights_of_layers(weights: xr.DataArray) -> xr.DataArray:
+    """Weights as `weights_of` gives them for maps that have all heads together: (layer, head), of one head, 0."""
+    together = weights.sum("head", keep_attrs=True).expand_dims(head=[0], axis=1)
+    return together.assign_attrs(by_head=False)
+
+
 def _positions(trace: Trace, given: xr.DataArray, name: str, layers: Sequence[str]) -> list[int]:
     """Where the weight of each layer is among those given; a later label goes before an earlier one."""
     known = replace(trace, selected_paths=None).layers

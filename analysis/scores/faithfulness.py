@@ -111,7 +111,7 @@ def deletion_plan(
     queries
         Queries whose attention ranks the patches, as for `ulam`: the mask, where what changes inside it is measured.
     **options
-        `size`, `layers`, `density`, `resampler` and `weights` as for `ulam`.
+        `size`, `layers`, `density`, `resampler`, `weights` and `contribution` as for `ulam`.
     """
     heat = ulam(trace, direction="g2r", queries=queries, **options).compute()
     orders = patch_orders(heat, draws=draws, seed=seed)

@@ -100,7 +100,7 @@ def score_trace(
     perceptual
         Compute LPIPS of the picture and the true one, too.
     **options
-        `size`, `layers`, `density`, `resampler` and `weights` of the maps, as for `attribution_map`.
+        `size`, `layers`, `density`, `resampler`, `weights` and `contribution` of the maps, as for `attribution_map`.
 
     Returns
     -------
@@ -246,10 +246,11 @@ def score_picture(
 
 
 def map_name(heat: xr.DataArray) -> str:
-    """Weighting and grid of a map, such as `density, weighted by effect, 16 x 16`."""
+    """Weighting and grid of a map, such as `contribution, density, weighted by effect, 16 x 16`."""
     unit = "density" if heat.attrs.get("normalisation") == "density" else "plain weights"
     weighting = f", weighted by {heat.attrs['weights']}" if "weights" in heat.attrs else ""
-    return f"{unit}{weighting}, {heat.sizes['row']} x {heat.sizes['column']}"
+    quantity = "contribution, " if heat.attrs.get("quantity") == "contribution" else ""
+    return f"{quantity}{unit}{weighting}, {heat.sizes['row']} x {heat.sizes['column']}"
 
 
 def scores_by_direction(scores: xr.Dataset) -> dict[str, xr.Dataset]:

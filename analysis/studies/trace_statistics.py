@@ -51,6 +51,8 @@ class Settings:
     """As for `Trace.sel`."""
     weights: str | None = None
     """As for `ulam`: `effect`, or a file."""
+    contribution: bool = False
+    """As for `ulam`."""
 
     def select(self, trace: Trace) -> Trace:
         """The part of a trace that counts."""
@@ -58,10 +60,11 @@ class Settings:
 
     @property
     def map_name(self) -> str:
-        """What the scored maps are: weighting and size."""
+        """What the scored maps are: quantity, weighting and size."""
         size = "each on its finest grid" if self.size is None else "{} x {}".format(*self.size)
         weighting = "" if self.weights is None else f", weighted by {PurePath(self.weights).name}"
-        return f"{'density' if self.density else 'plain weights'}{weighting}, {size}"
+        quantity = "contribution, " if self.contribution else ""
+        return f"{quantity}{'density' if self.density else 'plain weights'}{weighting}, {size}"
 
     def key(self, trace: Trace) -> str:
         """Name of the statistics of a trace: the same trace, steps and settings have the same one."""
@@ -126,7 +129,14 @@ def trace_statistics(trace: Trace, settings: Settings) -> xr.Dataset:
 
 def _level_maps(trace: Trace, settings: Settings, size: Size | None) -> dict[Direction, xr.Dataset]:
     groups = min(settings.groups, trace.steps)
-    tree = level_maps(trace, size=size, groups=groups, density=settings.density, weights=settings.weights)
+    tree = level_maps(
+        trace,
+        size=size,
+        groups=groups,
+        density=settings.density,
+        weights=settings.weights,
+        contribution=settings.contribution,
+    )
     return {direction: tree[direction].to_dataset() for direction in DIRECTIONS if direction in tree.children}
 
 

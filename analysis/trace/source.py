@@ -73,6 +73,10 @@ class ClassSource:
                 value_at, value = stored_at, read(stored_at)
             yield value if stored_at >= 0 else None
 
+    def read_output(self, layer: int) -> NDArray[Any]:
+        """The weights of the output projection of one layer: (head, feature, channel)."""
+        return self.arrays[OUTPUT][layer]
+
     def stored(self, name: str, step: int, layer: int) -> NDArray[Any] | None:
         """One (step, layer) of an array, of keys and values those that the step used; None where it was not called."""
         by_key_step = KEY_STEP in self.arrays

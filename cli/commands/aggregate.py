@@ -14,6 +14,7 @@ from attrace.cli.shared.errors import Failure, Usage
 from attrace.cli.shared.options import (
     CONTEXTS,
     LocalPath,
+    contribution_option,
     density_option,
     examples,
     json_option,
@@ -58,6 +59,7 @@ SUFFIXES = (".zarr", ".csv", ".parquet")
 )
 @density_option
 @weights_option
+@contribution_option
 @layers_option
 @click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are.")
 @click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance.")
@@ -79,6 +81,7 @@ def aggregate(
     align: str,
     density: bool | None,
     weights: str | None,
+    contribution: bool,
     layers: tuple[str, ...],
     context: str | None,
     branch: str | None,
@@ -109,7 +112,9 @@ def aggregate(
     target.check(overwrite=overwrite)
     if target.suffix == ".parquet":
         _require_pyarrow()
-    settings = Settings(size, groups, density is not False, align == "mask", layers, context, branch, weights)
+    settings = Settings(
+        size, groups, density is not False, align == "mask", layers, context, branch, weights, contribution
+    )
     folder = parts or target.beside / f"{target.name}.parts"
     with chunk_progress("traces") as progress, engine(scheduler) as pool:
         made = aggregate_traces(sources, folder, settings=settings, executor=pool, seed=seed, progress=progress)

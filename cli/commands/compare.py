@@ -13,6 +13,7 @@ from attrace.cli.shared.destination import Destination
 from attrace.cli.shared.errors import Failure
 from attrace.cli.shared.options import (
     CONTEXTS,
+    contribution_option,
     density_option,
     examples,
     json_option,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 @click.option("--groups", type=click.IntRange(min=1), default=5, show_default=True, help="Groups of steps.")
 @density_option
 @weights_option
+@contribution_option
 @layers_option
 @click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are.")
 @click.option("--branch", metavar="NAME", help="Branch of classifier-free guidance.")
@@ -78,6 +80,7 @@ def compare(
     groups: int,
     density: bool | None,
     weights: str | None,
+    contribution: bool,
     layers: tuple[str, ...],
     context: str | None,
     branch: str | None,
@@ -110,7 +113,14 @@ def compare(
     if page is not None:
         page.check(overwrite=overwrite)
     settings = Settings(
-        size, groups, density is not False, layers=layers, context=context, branch=branch, weights=weights
+        size,
+        groups,
+        density is not False,
+        layers=layers,
+        context=context,
+        branch=branch,
+        weights=weights,
+        contribution=contribution,
     )
     with chunk_progress("pairs") as progress, engine(scheduler) as pool:
         made = compare_traces(a, b, by=pair, settings=settings, executor=pool, seed=seed, progress=progress, sets=sets)

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attrace.cli.shared.errors import Failure
-from attrace.cli.shared.options import LocalPath, density_option, examples, json_option, weights_option
+from attrace.cli.shared.options import (
+    LocalPath,
+    contribution_option,
+    density_option,
+    examples,
+    json_option,
+    weights_option,
+)
 from attrace.cli.shared.output import chunk_progress, print_csv, print_json, print_table, say, show
 from attrace.cli.shared.recording import Run, recorder_at_work, run_options
 
@@ -71,6 +78,7 @@ def rising_shares(text: str) -> tuple[float, ...]:
 )
 @density_option
 @weights_option
+@contribution_option
 @run_options
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each input, order and share.")
@@ -85,6 +93,7 @@ def faithfulness(
     queries: str,
     density: bool | None,
     weights: str | None,
+    contribution: bool,
     as_json: bool,
     as_csv: bool,
     **options: Any,
@@ -111,9 +120,9 @@ def faithfulness(
         from attrace.recorder.jobs.pipelines import load_pipeline
 
         load = cache(partial(load_pipeline, **run.loading))
-        _record(load, listed, run.recording)
+        _record(load, listed, run.recording | ({"values": True} if contribution else {}))
         layers = list(options["layers"]) or None
-        ranking = {"density": density is not False, "weights": weights}
+        ranking = {"density": density is not False, "weights": weights, "contribution": contribution}
         test = _Test((0.0, *shares, 1.0), draws, order_seed, fill, whole, queries == "mask", ranking, layers)
         curves = []
         with chunk_progress("pictures") as progress:

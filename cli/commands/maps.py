@@ -10,6 +10,7 @@ from attrace.cli.shared.destination import Destination
 from attrace.cli.shared.map_files import named_maps, writer_for
 from attrace.cli.shared.options import (
     compat_option,
+    contribution_option,
     density_option,
     direction_option,
     examples,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @compat_option
 @resampler_option
 @weights_option
+@contribution_option
 @selection_options
 @overwrite_option
 @json_option
@@ -65,6 +67,7 @@ def maps(
     compat: str | None,
     resampler: Resampler,
     weights: str | None,
+    contribution: bool,
     overwrite: bool,
     as_json: bool,
     **selection: Any,
@@ -81,10 +84,15 @@ def maps(
     chosen = select(trace, **selection)
     options: dict[str, Any] = {"levels": level, "directions": direction or None, "groups": groups, "size": size}
     if compat is None:
-        options |= {"density": density is not False, "resampler": resampler, "weights": weights}
+        options |= {
+            "density": density is not False,
+            "resampler": resampler,
+            "weights": weights,
+            "contribution": contribution,
+        }
         lazy = attribution.level_maps(chosen, **options)
     else:
-        refuse_with_compat(density, resampler, weights)
+        refuse_with_compat(density, resampler, weights, contribution=contribution)
         lazy = i2am.level_maps(chosen, **options)
     write = writer_for(target, lazy.children)
     with dask_progress():

@@ -13,6 +13,7 @@ from attrace.cli.shared.options import (
     LEVELS,
     LocalPath,
     compat_option,
+    contribution_option,
     density_option,
     direction_option,
     examples,
@@ -62,6 +63,7 @@ FIGURES: Final = (*LEVELS, "sram")
 @compat_option
 @resampler_option
 @weights_option
+@contribution_option
 @selection_options
 @click.option(
     "--format",
@@ -86,6 +88,7 @@ def plot(
     compat: str | None,
     resampler: Resampler,
     weights: str | None,
+    contribution: bool,
     file_format: FileFormat,
     smooth: bool,
     overwrite: bool,
@@ -104,8 +107,10 @@ def plot(
     options: dict[str, Any] = {"levels": level, "directions": direction or None, "groups": groups, "size": size}
     options |= {"at": at, "paint": Paint(smooth=smooth), "file_format": file_format, "overwrite": overwrite}
     if compat is not None:
-        refuse_with_compat(density, resampler, weights)
-    by_definition = partial(save_figures, density=density is not False, resampler=resampler, weights=weights)
+        refuse_with_compat(density, resampler, weights, contribution=contribution)
+    by_definition = partial(
+        save_figures, density=density is not False, resampler=resampler, weights=weights, contribution=contribution
+    )
     save = by_definition if compat is None else _save_published
     with dask_progress():
         files = save(chosen, output, **options)

@@ -8,6 +8,7 @@ import click
 
 from attrace.cli.shared.inputs import read_mask
 from attrace.cli.shared.options import (
+    contribution_option,
     density_option,
     examples,
     json_option,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @size_option
 @density_option
 @weights_option
+@contribution_option
 @selection_options
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each score.")
@@ -70,6 +72,7 @@ def score(
     size: tuple[int, int] | None,
     density: bool | None,
     weights: str | None,
+    contribution: bool,
     as_json: bool,
     as_csv: bool,
     **selection: Any,
@@ -86,7 +89,8 @@ def score(
     Boxes are top,left,bottom,right in pixels of the mask; --places takes one in pixels of the generated picture. A
     .npy file for --places holds (row, column, 2): for each pixel its row and column in the reference, as shares of
     the height and width, NaN where it has none. All scores of maps are of one map, which the table names: relative to
-    even attention, on the finest grid of its direction, unless --no-density, --weights or --size.
+    even attention, on the finest grid of its direction, unless --no-density, --weights, --contribution or
+    --size.
     """
     from attrace.analysis import score_trace
     from attrace.analysis.maps.masks import trace_mask
@@ -112,6 +116,7 @@ def score(
             size=size,
             density=density is not False,
             weights=weights,
+            contribution=contribution,
             compat=code,
             groups=groups,
             truth=true_picture,

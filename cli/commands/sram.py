@@ -13,6 +13,7 @@ from attrace.cli.shared.options import (
     DIRECTIONS,
     box,
     compat_option,
+    contribution_option,
     density_option,
     examples,
     json_option,
@@ -64,6 +65,7 @@ PICTURES = (".png", ".pdf", ".svg")
 @compat_option
 @resampler_option
 @weights_option
+@contribution_option
 @selection_options
 @overwrite_option
 @json_option
@@ -80,6 +82,7 @@ def sram(
     compat: str | None,
     resampler: Resampler,
     weights: str | None,
+    contribution: bool,
     overwrite: bool,
     as_json: bool,
     **selection: Any,
@@ -105,10 +108,10 @@ def sram(
     chosen = select(trace, **selection)
     if compat is None:
         options: dict[str, Any] = {"size": size, "density": density is not False, "resampler": resampler}
-        options["weights"] = weights
+        options |= {"weights": weights, "contribution": contribution}
         lazy = definition.sram(chosen, place, direction=direction, **options)
     else:
-        refuse_with_compat(density, resampler, weights)
+        refuse_with_compat(density, resampler, weights, contribution=contribution)
         if direction != "g2r":
             raise click.UsageError("--compat i2am has chosen patches for --direction g2r only, as the published code")
         lazy = i2am.sram(chosen, place, size=size)

@@ -168,11 +168,19 @@ layers_option = click.option(
 )
 
 
-def refuse_with_compat(density: bool | None, resampler: str | None, weights: str | None) -> None:
+contribution_option = click.option(
+    "--contribution",
+    is_flag=True,
+    help="What keys contribute to what a layer gives, not how attention is spread: of a trace recorded with --values.",
+)
+
+
+def refuse_with_compat(density: bool | None, resampler: str | None, weights: str | None, *, contribution: bool) -> None:
     """Refuse what the published code of I2AM does not have."""
-    if density or resampler is not None or weights is not None:
+    if density or resampler is not None or weights is not None or contribution:
         raise click.UsageError(
-            "--compat i2am takes none of --density, --resampler and --weights: the published code has none of them"
+            "--compat i2am takes none of --density, --resampler, --weights and --contribution: the published code has "
+            "none of them"
         )
 
 

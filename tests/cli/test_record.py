@@ -490,3 +490,15 @@ def test_recording_without_torch_says_what_to_install(run: Run, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "diffusers", None)
     error = failed(run("record", "--pipeline", "owner/none", "-o", "run.zarr"))
     assert 'pip install "attrace[record]"' in error
+
+
+@pytest.mark.usefixtures("workplace")
+def test_values_are_recorded_on_request_also_of_a_list(run: Run) -> None:
+    pictures = ("--reference", "reference_image", "--mask", "mask_image")
+    assert run(*PAINT, "--seed", "3", *pictures, "--values").exit_code == 0
+    Path("jobs.jsonl").write_text('{"id": "a", "seed": 3}\n')
+    result = run(*JOBS, "--steps", "2", *pictures, "--values")
+    assert result.exit_code == 0, (result.output, result.exception)
+    one, other = (ulam(open_trace(path), direction="g2r", contribution=True) for path in ("run.zarr", "runs/a.zarr"))
+    np.testing.assert_array_equal(one, other)
+    assert float(one.max()) > 1

@@ -37,6 +37,26 @@ def exact_marginals(
     return softmax(scores, 1) @ key_weights, np.einsum("q,hqk->hk", query_weights, over_keys)
 
 
+def exact_contributions(scores: Array, value: Array, output: Array, *, lse: Array | None = None) -> Array:
+    """Part of each head and key in what a layer gives a query, along it: (head, query, key), of either sign.
+
+    Each key and query in turn, as wide as the output: scores (head, query, key), value (head, key, feature), output
+    (head, feature, channel).
+    """
+    over_keys = softmax(scores, 2) if lse is None else np.exp(scores - lse[..., None])
+    seen = np.isfinite(scores).any(axis=(0, 1))
+    given = np.stack(
+        [(of_head - of_head[seen].mean(axis=0)) @ rows for of_head, rows in zip(value, output, strict=True)]
+    )
+    parts = np.zeros_like(scores)
+    for query in range(scores.shape[1]):
+        whole = sum(over_keys[head, query] @ given[head] for head in range(len(given)))
+        length = np.linalg.norm(whole)
+        if length > 0:
+            parts[:, query] = over_keys[:, query] * (given @ (whole / length))
+    return parts
+
+
 def bicubic(image: Array, size: tuple[int, int]) -> Array:
     """Cubic convolution (a = -0.75) with half-pixel centres and repeated edges, cell by cell."""
     rows, columns = image.shape
