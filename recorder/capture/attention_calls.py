@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from attrace.recorder.capture import dispatch
 from attrace.recorder.capture.kernel_sums import KernelSums, TrustedSums
-from attrace.recorder.capture.projections import Deliver, ModuleHooks, Projections, is_beginning
+from attrace.recorder.capture.projections import Deliver, Fail, ModuleHooks, Projections, fails_softly, is_beginning
 from attrace.recorder.capture.sites import Candidate
 from attrace.schemas import CaptureError
 
@@ -30,8 +30,8 @@ class AttentionCalls(ModuleHooks):
 
     name: ClassVar[str] = "attention"
 
-    def __init__(self, deliver: Deliver, is_active: Callable[[], bool]) -> None:
-        super().__init__(deliver, is_active)
+    def __init__(self, deliver: Deliver, is_active: Callable[[], bool], fail: Fail) -> None:
+        super().__init__(deliver, is_active, fail)
         self._modes: list[_WatchAttention] = []
         self._sums = TrustedSums()
         self._watches_dispatcher = False
@@ -59,7 +59,7 @@ class AttentionCalls(ModuleHooks):
 
         def enter(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
             if self._is_active():
-                mode = _WatchAttention(candidates, inputs, self._sums, self._deliver)
+                mode = _WatchAttention(candidates, inputs, self._sums, self._deliver, self._fail)
                 mode.start()
                 self._modes.append(mode)
 
@@ -146,9 +146,15 @@ class _WatchAttention(TorchFunctionMode):
     """
 
     def __init__(
-        self, candidates: Sequence[Candidate], inputs: _ProjectionInputs, sums: TrustedSums, deliver: Deliver
+        self,
+        candidates: Sequence[Candidate],
+        inputs: _ProjectionInputs,
+        sums: TrustedSums,
+        deliver: Deliver,
+        fail: Fail,
     ) -> None:
         super().__init__()
+        self.fail = fail
         self._candidates = sorted(candidates, key=lambda one: one.place)
         self._inputs, self._sums = inputs, sums
         self._deliver = deliver
@@ -178,7 +184,7 @@ class _WatchAttention(TorchFunctionMode):
             self._computing = False
             waiting, self._waiting = self._waiting, None
         if waiting is not None:
-            self._deliver(waiting[0], self._sums.add(*waiting, self._lse))
+            self._deliver_computed(*waiting)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -190,6 +196,10 @@ class _WatchAttention(TorchFunctionMode):
         self._take_from_torch(*args, **kwargs)
         with self.computing():
             return self._compute(call)
+
+    @fails_softly
+    def _deliver_computed(self, candidate: Candidate, projections: Projections) -> None:
+        self._deliver(candidate, self._sums.add(candidate, projections, self._lse))
 
     def _compute(self, call: Callable[[], Tensor]) -> Tensor:
         """Call torch's attention; see the kernel's sums if they are wanted."""
@@ -228,6 +238,7 @@ class _WatchAttention(TorchFunctionMode):
         query, key, value = (one.transpose(1, 2) for one in (query, key, value))
         self._take(query, key, value, mask, is_causal=is_causal, scale=scale)
 
+    @fails_softly
     def _take(
         self,
         query: Tensor,

@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from attrace.recorder.capture import dispatch
 from attrace.recorder.capture.attention_calls import projections_of_call
-from attrace.recorder.capture.projections import Deliver, Projections
+from attrace.recorder.capture.projections import Deliver, Fail, Projections, fails_softly
 from attrace.recorder.capture.scores import additive, form_scores
 from attrace.recorder.capture.sites import Candidate, remove_all
 from attrace.schemas import CaptureError
@@ -65,6 +65,8 @@ class Census(TorchFunctionMode):
         Takes the values that hooks saw, or what was used in their place, once a module's call is over.
     is_active
         Whether the step is still recorded.
+    fail
+        Takes what goes wrong.
     trust_hooks
         Hooks were asked for: where they cannot be confirmed, that is noted and not refused.
     """
@@ -75,10 +77,12 @@ class Census(TorchFunctionMode):
         candidates: Iterable[Candidate],
         deliver: Deliver,
         is_active: Callable[[], bool],
+        fail: Fail,
         *,
         trust_hooks: bool,
     ) -> None:
         super().__init__()
+        self.fail = fail
         self.unknown: dict[str, tuple[int, int]] = {}
         """Numbers of queries and keys of attention calls that are of no candidate, by module path."""
         self.intercepted: set[nn.Module] = set()
@@ -119,6 +123,7 @@ class Census(TorchFunctionMode):
             dispatch.table.release()
             self._running.clear()
 
+    @fails_softly
     def take_projected(self, candidate: Candidate, projections: Projections) -> None:
         """Take what hooks saw in the module that runs."""
         # the module may change them in place before it is over
@@ -168,6 +173,7 @@ class Census(TorchFunctionMode):
     ) -> None:
         self._note(query, key, value, attn_mask, is_causal=is_causal, scale=scale)
 
+    @fails_softly
     def _note(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, is_causal: bool, scale: float | None
     ) -> None:
@@ -213,6 +219,7 @@ class Census(TorchFunctionMode):
         ops.memory_efficient_attention = attend  # type: ignore[attr-defined]
         self._unwatch = partial(setattr, ops, "memory_efficient_attention", original)
 
+    @fails_softly
     def _note_xformers(self, query: Tensor, key: Tensor, value: Tensor, bias: Any, scale: float | None) -> None:
         call, mask = self._running[-1], bias if isinstance(bias, Tensor) else None
         query, key, value = (one.transpose(1, 2) if one.ndim == 4 else one for one in (query, key, value))
@@ -231,6 +238,7 @@ class Census(TorchFunctionMode):
             frame = frame.f_back  # type: ignore[assignment]
         return ""
 
+    @fails_softly
     def _note_softmax(self, scores: Tensor, probabilities: Tensor) -> None:
         """Compare what a softmax is of with the scores of what hooks saw, slice by slice where there are slices."""
         call = self._running[-1]
@@ -249,6 +257,7 @@ class Census(TorchFunctionMode):
                 call.probabilities = probabilities.flatten(0, -3)[:, some].clone()
                 return
 
+    @fails_softly
     def _note_product(self, args: tuple[Any, ...]) -> None:
         """Notice probabilities that were edited before they are multiplied with the values."""
         call = self._running[-1]
@@ -275,6 +284,7 @@ class Census(TorchFunctionMode):
         if threading.get_ident() == self._thread:
             self._running.append(_ModuleCall(self._by_module[module]))
 
+    @fails_softly
     def _leave_module(self, _module: nn.Module, _args: Any, result: Any) -> None:
         if threading.get_ident() != self._thread or not self._running:
             return

@@ -27,6 +27,9 @@ class DispatchWatcher(Protocol):
     ) -> None:
         """Take a call; its tensors are (row, token, head, feature)."""
 
+    def fail(self, error: Exception) -> None:
+        """Take what goes wrong."""
+
     def computing(self) -> Any:
         """A context manager around the backend's own work, whose calls are not taken again."""
 
@@ -95,8 +98,7 @@ def _watched(backend: Callable[..., Any]) -> Callable[..., Any]:
             for census in running.censuses:
                 _hand_over(census, given, computing)
             if running.watchers:
-                _refuse_unseen(given)
-                _hand_over(running.watchers[-1], given, computing)
+                _hand_over_seen(running.watchers[-1], given, computing)
             return backend(*args, **kwargs)
 
     return call
@@ -112,6 +114,15 @@ def _hand_over(watcher: DispatchWatcher, given: dict[str, Any], computing: ExitS
         scale=given.get("scale"),
     )
     computing.enter_context(watcher.computing())
+
+
+def _hand_over_seen(watcher: DispatchWatcher, given: dict[str, Any], computing: ExitStack) -> None:
+    try:
+        _refuse_unseen(given)
+    except CaptureError as error:
+        watcher.fail(error)
+    else:
+        _hand_over(watcher, given, computing)
 
 
 def _refuse_unseen(given: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from attrace.recorder.capture.projections import Deliver, ModuleHooks, Projections, is_beginning
+from attrace.recorder.capture.projections import Deliver, Fail, ModuleHooks, Projections, fails_softly, is_beginning
 from attrace.recorder.capture.sites import Candidate
 from attrace.schemas import CaptureError
 
@@ -40,7 +40,7 @@ class ProjectionHooks(ModuleHooks):
         call = _Call(module)
         handles.append(module.register_forward_pre_hook(call.begin, with_kwargs=True))
         for candidate in candidates:
-            pair = _ProjectionPair(candidate, call, self._deliver, self._is_active)
+            pair = _ProjectionPair(candidate, call, self._deliver, self._is_active, self._fail)
             handles.append(candidate.query_projection.register_forward_hook(pair.take_query))
             handles.append(candidate.key_projection.register_forward_hook(pair.take_key))
 
@@ -72,7 +72,10 @@ class _Call:
 class _ProjectionPair:
     """Waits for the query and the key of one attention call, then delivers both."""
 
-    def __init__(self, candidate: Candidate, call: _Call, deliver: Deliver, is_active: Callable[[], bool]) -> None:
+    def __init__(
+        self, candidate: Candidate, call: _Call, deliver: Deliver, is_active: Callable[[], bool], fail: Fail
+    ) -> None:
+        self.fail = fail
         self._candidate = candidate
         self._call = call
         self._deliver = deliver
@@ -90,6 +93,7 @@ class _ProjectionPair:
             self._key = (self._call.number, args[0], output)
             self._deliver_pair()
 
+    @fails_softly
     def _deliver_pair(self) -> None:
         if self._query is None or self._key is None:
             return

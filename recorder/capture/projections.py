@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -69,12 +71,34 @@ Deliver = Callable[[Candidate, Projections], None]
 """Takes what was captured of one attention call, while the model waits."""
 
 
+Fail = Callable[[Exception], None]
+"""Takes what a hook raised, and decides what that means for the user's run: it may raise."""
+
+
+class _Watcher(Protocol):
+    def fail(self, error: Exception) -> None: ...
+
+
+def fails_softly(method: Callable[..., None]) -> Callable[..., None]:
+    """Hand what a hook raises to its recording."""
+
+    @wraps(method)
+    def guarded(self: _Watcher, *args: Any, **kwargs: Any) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self.fail(error)
+
+    return guarded
+
+
 class ModuleHooks:
     """Hooks by module, for both ways."""
 
-    def __init__(self, deliver: Deliver, is_active: Callable[[], bool]) -> None:
+    def __init__(self, deliver: Deliver, is_active: Callable[[], bool], fail: Fail) -> None:
         self._deliver = deliver
         self._is_active = is_active
+        self._fail = fail
         self._handles: dict[nn.Module, list[RemovableHandle]] = {}
 
     def detach(self, module: nn.Module | None = None) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from attrace.recorder.capture.census import Census
 from attrace.recorder.capture.methods import METHODS, CaptureMethod
-from attrace.recorder.capture.projections import Deliver, Projections
+from attrace.recorder.capture.projections import Deliver, Fail, Projections
 from attrace.recorder.capture.sites import Candidate
 
 
@@ -28,6 +28,8 @@ class AttentionWatch:
         Takes what was captured.
     is_active
         Whether the call of the denoiser that is under way is recorded.
+    fail
+        Takes what goes wrong.
     trust_hooks
         Hooks were asked for: they are kept wherever they see what the attention call is given.
     """
@@ -39,6 +41,7 @@ class AttentionWatch:
         methods: Mapping[str, str],
         deliver: Deliver,
         is_active: Callable[[], bool],
+        fail: Fail,
         *,
         trust_hooks: bool,
     ) -> None:
@@ -46,13 +49,15 @@ class AttentionWatch:
         self.chosen = tuple(one for one in candidates if one.path in methods)
         """Those to record."""
         self.not_chosen = tuple(one for one in candidates if one.path not in methods)
-        self.census = Census(denoiser, candidates, self._deliver_chosen, is_active, trust_hooks=trust_hooks)
+        self.census = Census(denoiser, candidates, self._deliver_chosen, is_active, fail, trust_hooks=trust_hooks)
         """What is seen in the first step."""
         self._deliver = deliver
         self._paths = frozenset(methods)
         self._method = {one.module: methods[one.path] for one in self.chosen}
         self._watched = {module: tuple(one for one in candidates if one.module is module) for module in self._method}
-        self._methods: dict[str, CaptureMethod] = {method.name: method(self._take, is_active) for method in METHODS}
+        self._methods: dict[str, CaptureMethod] = {
+            method.name: method(self._take, is_active, fail) for method in METHODS
+        }
         self._is_settled = False
 
     def attach(self) -> None:

@@ -30,7 +30,8 @@ class CallGuard:
         self._lock = threading.Lock()
         self._thread: int | None = None
         """The one whose call holds the lock."""
-        self._was_called = False
+        self.was_called = False
+        """Whether a call was begun."""
         self._called_outside: set[nn.Module] = set()
         self._handles: list[RemovableHandle] = []
 
@@ -55,7 +56,7 @@ class CallGuard:
                 "the denoiser was called while a call of it was under way (in another thread, or in itself): a "
                 "recording follows one run"
             )
-        self._thread, self._was_called = threading.get_ident(), True
+        self._thread, self.was_called = threading.get_ident(), True
 
     @property
     def is_nested(self) -> bool:
@@ -71,7 +72,7 @@ class CallGuard:
         return True
 
     def _notice(self, module: nn.Module, _args: Any) -> None:
-        if self._was_called:
+        if self.was_called:
             return
         if module in self._called_outside:  # a second step: it is no preparation of the first
             raise CaptureError(

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, Protocol
-
 from attrace.recorder.writing.encode import SiteShape
 from attrace.recorder.writing.sink import TraceSink
 from attrace.schemas import AttraceError, CaptureError, SizeLimitError
-
-
-class _Run(Protocol):
-    def fail(self, error: Exception) -> None: ...
-
-
-def fails_softly(method: Callable[..., None]) -> Callable[..., None]:
-    """Hand what a hook raises to its recording, which decides what that means for the user's run."""
-
-    @wraps(method)
-    def guarded(self: _Run, *args: Any) -> None:
-        try:
-            method(self, *args)
-        except Exception as error:
-            self.fail(error)
-
-    return guarded
 
 
 def writer_problem(failure: BaseException, sink: TraceSink) -> AttraceError:
     """What went wrong in writing, as one clear error."""
     if isinstance(failure, AttraceError):
         return failure
-    store = sink.stores[0]
-    problem = CaptureError(
-        f"{store.path} could not be written ({type(failure).__name__}: {failure}); its {store.finished_steps} "
-        "finished steps can be read"
-    )
+    what = f"({type(failure).__name__}: {failure})"
+    problem = CaptureError(f"no trace could be begun {what}")
+    if sink.stores:
+        store = sink.stores[0]
+        kept = f"its {store.finished_steps} finished steps can be read"
+        problem = CaptureError(f"{store.path} could not be written {what}; {kept}")
     problem.__cause__ = failure
     return problem
 

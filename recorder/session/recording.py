@@ -109,11 +109,19 @@ class Recording:
     def __enter__(self) -> Self:
         if self._parts is not None:
             raise InputError("a recording cannot be entered twice: call record() again")
-        sink = TraceSink(self._create_stores(), self._options.limit_bytes)
+        failure: BaseException | None = None
+        try:
+            stores = self._create_stores()
+        except RuntimeError as error:  # zarr can start no thread: no reason to stop the user's run
+            stores, failure = [], error
+        sink = TraceSink(stores, self._options.limit_bytes)
         writer = BackgroundWriter(self._output.queue_bytes)
         run = DenoiserRecorder(
             self._model, self._denoiser, self._candidates, self._methods, sink, writer, self._options
         )
+        failure = failure or writer.failure
+        if failure is not None:
+            run.stop(writer_problem(failure, sink))
         self._parts = _Parts(run, sink, writer)
         try:
             run.attach()
@@ -125,6 +133,12 @@ class Recording:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
+        if self._parts is not None and self._parts.run.is_forked:
+            self._parts.run.detach()
+            warnings.warn(
+                RecordingWarning("a forked process left the recording, which its parent goes on with"), stacklevel=2
+            )
+            return False
         problem = self.problem = self._close(failed=error is not None)
         if problem is None or problem is error:
             return False
@@ -140,7 +154,7 @@ class Recording:
 
     @property
     def _has_run(self) -> bool:
-        return self._parts is not None and self._parts.run.calls.calls > 0
+        return self._parts is not None and self._parts.run.was_called
 
     def _close(self, *, failed: bool) -> AttraceError | None:
         """Remove the hooks, write what waits, close the traces; what went wrong with the recording itself."""
@@ -154,7 +168,7 @@ class Recording:
         status: Status = "interrupted" if failed or problem is not None else "complete"
         try:
             sink.close(status, self.images, run.found.notes, run.found.tiles)
-        except OSError as failure:
+        except Exception as failure:  # whatever a store or its disk raises must not cost the run
             problem = problem or writer_problem(failure, sink)
         return problem
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from attrace.recorder.capture.projections import Projections
+from attrace.recorder.capture.projections import Projections, fails_softly
 from attrace.recorder.capture.sites import Candidate, QueryGrids, argument_reader, remove_all, shorten
 from attrace.recorder.capture.watch import AttentionWatch
 from attrace.recorder.labels.branches import RunBranches
@@ -22,7 +23,7 @@ from attrace.recorder.session.findings import Findings
 from attrace.recorder.session.first_step import FirstStep
 from attrace.recorder.session.guard import CallGuard
 from attrace.recorder.session.options import RunOptions
-from attrace.recorder.session.problems import fails_softly, format_bytes, over_limit
+from attrace.recorder.session.problems import format_bytes, over_limit
 from attrace.recorder.session.provenance import identify
 from attrace.recorder.session.session import Session
 from attrace.recorder.session.steps import Step, StepCalls
@@ -78,7 +79,13 @@ class DenoiserRecorder:
         )
         self.calls = StepCalls(self._branches, options.steps, self._finish_step)
         self._watch = AttentionWatch(
-            denoiser, candidates, methods, self._take, self._is_recording, trust_hooks=options.capture == "hooks"
+            denoiser,
+            candidates,
+            methods,
+            self._take,
+            self._is_recording,
+            self.fail,
+            trust_hooks=options.capture == "hooks",
         )
         self._guard = CallGuard(denoiser, self._watch.chosen)
         self._grids = QueryGrids(denoiser, self._watch.chosen)
@@ -90,6 +97,7 @@ class DenoiserRecorder:
             self_attention=options.self_attention,
             key_grid=options.key_grid,
         )
+        self._process = os.getpid()
         self._handles: list[RemovableHandle] = []
         self._read_arguments = argument_reader(denoiser)
 
@@ -125,10 +133,10 @@ class DenoiserRecorder:
     def fail(self, error: Exception) -> None:
         """Turn a problem in a hook into the end of the recording, not of the user's run.
 
-        In the first recorded step the problem is raised at once: a wrong argument must not cost a whole run. Later it
+        In the first recorded step what an argument can mend is raised at once: that must not cost a whole run. All else
         waits for the end of the `with` block, so that the picture is not lost; the recording stops.
         """
-        if self.session is None:
+        if self.session is None and isinstance(error, AttraceError):
             raise error
         # a recorder that fails, out of memory or by a fault of its own, must not cost the picture
         if not isinstance(error, AttraceError):
@@ -156,11 +164,23 @@ class DenoiserRecorder:
 
     # -- hooks
 
+    @property
+    def was_called(self) -> bool:
+        """Whether the denoiser was called at all."""
+        return self._guard.was_called
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a child of the process that records: it has the hooks, but not the threads that write."""
+        return os.getpid() != self._process
+
     def _is_recording(self) -> bool:
-        return self.calls.current is not None
+        return self.calls.current is not None and not self.is_forked
 
     @fails_softly
     def _begin_call(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.is_forked:
+            return
         try:
             self._guard.enter()
         except CaptureError as problem:
@@ -190,7 +210,7 @@ class DenoiserRecorder:
 
     @fails_softly
     def _end_call(self, _module: nn.Module, _args: Any, result: Any) -> None:
-        if not self._guard.leave():
+        if self.is_forked or not self._guard.leave():
             return  # a call that was not recorded, beside the one that is
         self._watch.end_call()
         self.calls.end(failed=result is None)  # None if the model raised

@@ -107,14 +107,14 @@ class TraceSink:
 
         Raises
         ------
-        OSError
-            If one of the stores could not be closed; the others are.
+        Exception
+            The first that kept a store from being closed; the others are closed.
         """
         problems = []
         for sample, store in enumerate(self.stores):
             try:
                 self._close(store, status, images.of(sample), notes, tiles)
-            except OSError as problem:
+            except Exception as problem:
                 problems.append(problem)
         if problems:
             raise problems[0]
@@ -127,6 +127,7 @@ class TraceSink:
         notes: Sequence[str],
         tiles: Mapping[str, tuple[int, int]],
     ) -> None:
+        ended: Status = "interrupted"
         try:
             for name, picture in images.items():
                 store.write_image(name, picture)
@@ -138,8 +139,9 @@ class TraceSink:
             if tiles:
                 found["tiles"] = {call: list(place) for call, place in tiles.items()}
             store.update(image_size=size, capture=store.manifest.capture | found)
+            ended = status
         finally:
-            store.close(status)
+            store.close(ended)
 
     def _write_keys(self, sample: int, step: int, place: Place, arrays: dict[str, NDArray[Any]]) -> None:
         """Write keys and values only if one of them differs, in any bit, from those that were last written."""

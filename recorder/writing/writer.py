@@ -30,7 +30,8 @@ class BackgroundWriter:
 
     `submit` blocks while the jobs that wait or run hold more bytes than allowed, so memory stays bounded and a slow
     disk slows the model down instead. The first job that raises ends the work: what waits is dropped, every later
-    `submit` returns at once, and `failure` says why. Nothing ever hangs on a dead writer.
+    `submit` returns at once, and `failure` says why. Nothing ever hangs on a dead writer. Where the system starts fewer
+    threads than wanted, these do the work; where it starts none, that is the failure.
 
     Parameters
     ----------
@@ -51,12 +52,15 @@ class BackgroundWriter:
         self._closing = False
         self._changed = threading.Condition()
         threads = threads or max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
-        self._threads = [
-            threading.Thread(target=self._run, name=f"attrace-writer-{number}", daemon=True)
-            for number in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        for number in range(threads):
+            thread = threading.Thread(target=self._run, name=f"attrace-writer-{number}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self.failure = None if self._threads else error
+                break
+            self._threads.append(thread)
 
     def submit(self, job: Job, nbytes: int = 0, *, alone: bool = False) -> None:
         """Hand over a job; waits while the queue is full. Does nothing once the writer has failed.

@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,117 @@ class TestTheRunIsNotLost:
         with pytest.warns(RecordingWarning, match=r"step 1 \(MemoryError: of the copy\)"):
             run_on()
         assert read_manifest(tmp_path / "run.zarr").steps == 1
+
+    @pytest.mark.parametrize("started", [0, 1])
+    def test_threads_that_cannot_start(self, started: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """None can, and the recording stops; or one can, and writes all."""
+        unet, start, count = models.tiny_unet(), threading.Thread.start, iter(range(100))
+        monkeypatch.setattr(os, "cpu_count", lambda: 8)
+
+        def start_some(self: threading.Thread) -> None:
+            if self.name.startswith("attrace-writer") and next(count) >= started:
+                raise RuntimeError("can't start new thread")
+            start(self)
+
+        monkeypatch.setattr(threading.Thread, "start", start_some)
+        recording = record(unet, tmp_path / "run.zarr", context="text")
+        told = nullcontext() if started else pytest.warns(RecordingWarning, match="can't start new thread")
+        with told, recording:
+            assert torch.isfinite(call(unet)).all()
+        assert (recording.problem is None) == bool(started)
+        assert read_manifest(tmp_path / "run.zarr").status == ("complete" if started else "interrupted")
+
+    def test_threads_that_zarr_cannot_start(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(zarr, "create_group", fail)
+        unet = models.tiny_unet()
+        with (
+            pytest.warns(RecordingWarning, match="no trace could be begun .*can't start new thread"),
+            record(unet, tmp_path / "run.zarr", context="text"),
+        ):
+            assert torch.isfinite(call(unet)).all()
+
+    def test_a_fault_of_the_recorder_in_the_first_step(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: Any) -> None:
+            raise RuntimeError("can't start new thread")
+
+        unet = models.tiny_unet()
+        monkeypatch.setattr(HostCopier, "__call__", fail)
+
+        def run() -> None:
+            with record(unet, tmp_path / "run.zarr", context="text"):
+                assert torch.isfinite(call(unet)).all()
+                assert torch.isfinite(call(unet)).all()
+
+        with pytest.warns(RecordingWarning, match=r"step 0 \(RuntimeError: can't start new thread\)"):
+            run()
+
+    def test_more_attention_calls_than_in_the_first_step(self, tmp_path: Path) -> None:
+        """What an interception cannot place, in a later step."""
+        unet = models.tiny_unet()
+        module = unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn2")
+        processor = module.processor
+
+        class Twice:
+            def __call__(self, *args: Any, **kwargs: Any) -> Any:
+                processor(*args, **kwargs)
+                return processor(*args, **kwargs)
+
+        def run() -> None:
+            with record(unet, tmp_path / "run.zarr", context="text", capture="attention"):
+                call(unet)
+                module.processor = Twice()
+                assert torch.isfinite(call(unet)).all()
+
+        with pytest.warns(RecordingWarning, match="makes more attention calls"):
+            run()
+        assert read_manifest(tmp_path / "run.zarr").steps == 1
+
+    @pytest.mark.parametrize("name", ["picture", "class"])
+    def test_an_array_that_is_there_already(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Somebody else wrote into the folder, or a class is added twice."""
+        unet, path = models.tiny_unet(), tmp_path / "run.zarr"
+        add = TraceStore.add_classes
+
+        def add_twice(self: TraceStore, classes: Any) -> None:
+            add(self, classes)
+            add(self, classes)
+
+        if name == "class":
+            monkeypatch.setattr(TraceStore, "add_classes", add_twice)
+        recording = record(unet, path, context="text")
+
+        def run() -> None:
+            with recording:
+                assert torch.isfinite(call(unet)).all()
+                if name == "picture":
+                    recording.images["generated"] = np.zeros((8, 8, 3), np.uint8)
+                    zarr.open_group(path).create_array("images/generated", shape=(2,), dtype="uint8")
+
+        with pytest.warns(RecordingWarning, match="could not be written .*exists"):
+            run()
+        assert read_manifest(path).status == "interrupted"
+
+    def test_a_forked_child_that_leaves_the_block(self, tmp_path: Path) -> None:
+        unet = models.tiny_unet()
+        recording = record(unet, tmp_path / "run.zarr", context="text")
+        recording.__enter__()
+        call(unet)
+        child = os.fork()
+        if child == 0:
+            try:
+                with pytest.warns(RecordingWarning, match="its parent goes on"):
+                    recording.__exit__(None, None, None)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        call(unet)
+        recording.__exit__(None, None, None)
+        report = verify(tmp_path / "run.zarr")
+        assert (report.issues, report.status, report.steps) == ((), "complete", 2)
 
     def test_no_problem_when_all_is_well(self, tmp_path: Path) -> None:
         unet = models.tiny_unet()
