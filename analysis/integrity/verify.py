@@ -19,6 +19,7 @@ from attrace.analysis.storage.chunk_codecs import bounded
 from attrace.analysis.storage.metadata import check_digest, copies_in, read_document
 from attrace.analysis.storage.store import StoredTrace, open_store, unconsolidated
 from attrace.analysis.storage.stored_array import ExpectedChunks, StoredArray
+from attrace.analysis.trace.source import GAP_OR_LOSS
 from attrace.schemas import (
     ArraySpec,
     Manifest,
@@ -221,7 +222,8 @@ def _gap_issues(site_class: SiteClass, arrays: Arrays, steps: tuple[int, ...], m
             yield problem(site_class.group, f"{message} in step {steps[at]} of layer {site.path!r}")
         gaps = np.array(steps)[parts == 0]
         if gaps.size:
-            yield note(site_class.group, f"layer {site.path!r} was not recorded in {_steps_text(gaps)}")
+            doubt = f": {GAP_OR_LOSS}" if major == 1 and SCORES in there else ""
+            yield note(site_class.group, f"layer {site.path!r} was not recorded in {_steps_text(gaps)}{doubt}")
 
 
 def _presence(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import xarray as xr
 import zarr
 import zarr.codecs
 import zarr.storage
+from zarr.core.sync import sync
 
 from attrace.analysis.kernels.softmaxes import require_device
 from attrace.analysis.maps.marginals import all_marginals
@@ -18,12 +20,12 @@ from attrace.analysis.maps.weights import read_weights
 from attrace.analysis.storage.address import require_folder_here
 from attrace.analysis.storage.files import LocalFiles
 from attrace.analysis.storage.metadata import copies_in, own_documents, read_document, seal
-from attrace.analysis.storage.store import reopen
+from attrace.analysis.storage.store import format_errors, reopen
 from attrace.analysis.trace.derived import open_derived
 from attrace.analysis.trace.source import require_scores
 from attrace.analysis.trace.trace import Trace, open_trace, trace_of
 from attrace.schemas import InputError, SiteClass, derived_arrays, effect_array
-from attrace.schemas.digest import Documents
+from attrace.schemas.digest import DOCUMENT, Documents
 from attrace.schemas.durable import sync_tree
 from attrace.schemas.layout import DERIVED, DERIVED_STEPS, DERIVED_STEPS_PER_CHUNK, EFFECT
 
@@ -73,10 +75,14 @@ def precompute(trace: Trace | str | Path, *, overwrite: bool = False, device: st
     require_scores(whole.stored)
     require_folder_here(whole.path, "precompute")
     root = _writable_root(whole)
-    copies = copies_in(read_document(root.store))
-    _withdraw(whole, root, wanted, copies)
+    with _metadata_errors(whole):
+        copies = copies_in(read_document(root.store))
+        for one in wanted:
+            root[one.group]  # refuses metadata that is damaged, before anything is written
+        _withdraw(whole, root, wanted, copies)
     _write_marginals(whole, root, wanted, device)
-    _announce(whole, root, wanted, copies)
+    with _metadata_errors(whole):
+        _announce(whole, root, wanted, copies)
     return trace_of(reopen(whole.stored))
 
 
@@ -143,17 +149,19 @@ def _writable_root(trace: Trace) -> zarr.Group:
         raise InputError(f"{trace.path} cannot be written ({error}): copy it to a folder first") from error
 
 
+def _metadata_errors(trace: Trace) -> AbstractContextManager[None]:
+    return format_errors(f"trace {trace.path}: metadata around its marginals cannot be read (attrace verify names it)")
+
+
 def _withdraw(trace: Trace, root: zarr.Group, site_classes: Sequence[SiteClass], copies: Documents | None) -> None:
     """Take back that the old marginals count, also in the copies of the metadata, before any of them changes."""
     caches = [f"{site_class.group}/{DERIVED}" for site_class in site_classes]
     for path in caches:
-        if path in root:
-            root[path].attrs.pop(DERIVED_STEPS, None)
+        sync(root.store.delete(f"{path}/{DOCUMENT}"))  # whatever it holds: it may be damaged
     if copies is not None:
         seal(root.store, _outside(copies, caches), major=trace.manifest.major)
     for path in caches:
-        if path in root:
-            del root[path]
+        sync(root.store.delete_dir(path))
 
 
 def _outside(documents: Documents, groups: Sequence[str]) -> Documents:
@@ -170,13 +178,14 @@ def _write_marginals(trace: Trace, root: zarr.Group, site_classes: Sequence[Site
     length = trace.selected_steps[-1] + 1
     sources: list[da.Array] = []
     targets: list[Any] = []
-    for site_class in site_classes:
-        group = root.require_group(f"{site_class.group}/{DERIVED}")
-        lazy: dict[str, da.Array] = dict(all_marginals(trace, site_class, length, device).items())
-        for spec in derived_arrays(site_class, length):
-            sources.append(lazy[spec.name].rechunk({0: DERIVED_STEPS_PER_CHUNK}))
-            # not compressed: these numbers hardly shrink, and reading them is what makes a map instant
-            targets.append(group.create_array(**spec.creation, compressors=[zarr.codecs.Crc32cCodec()]))
+    with _metadata_errors(trace):
+        for site_class in site_classes:
+            group = root.require_group(f"{site_class.group}/{DERIVED}")
+            lazy: dict[str, da.Array] = dict(all_marginals(trace, site_class, length, device).items())
+            for spec in derived_arrays(site_class, length):
+                sources.append(lazy[spec.name].rechunk({0: DERIVED_STEPS_PER_CHUNK}))
+                # not compressed: these numbers hardly shrink, and reading them is what makes a map instant
+                targets.append(group.create_array(**spec.creation, compressors=[zarr.codecs.Crc32cCodec()]))
     da.store(sources, targets, lock=False)
 
 

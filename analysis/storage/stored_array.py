@@ -17,7 +17,7 @@ from zarr.core.sync import sync
 from zarr.storage import StorePath, WrapperStore
 
 from attrace.schemas import AttraceError, TraceFormatError
-from attrace.schemas.layout import KEY_STEP, chunk_key
+from attrace.schemas.layout import DERIVED, KEY_STEP, chunk_key
 
 
 class MissingChunkError(Exception):
@@ -175,9 +175,12 @@ class StoredArray:
                 raise self._broken_chunk(index, error) from error
 
     def _broken_chunk(self, index: tuple[int, ...], error: Exception) -> TraceFormatError:
+        advice = "copy the trace again, or select other steps or layers"
+        if f"/{DERIVED}/" in self.name:
+            advice = "copy the trace again, or run attrace precompute --overwrite"
         return TraceFormatError(
             f"trace {self.trace_path}: chunk {chunk_key(index)} of array {self.name!r} cannot be read "
-            f"({first_line(error)}): copy the trace again, or select other steps or layers"
+            f"({first_line(error)}): {advice}"
         )
 
     def _chunks_of(self, selection: Any) -> Iterator[tuple[int, ...]]:

@@ -36,10 +36,10 @@ class Derived:
 def open_derived(stored: StoredTrace, site_class: SiteClass, finished_steps: int) -> Derived | None:
     """The kept marginals of a class; None where there are none, or they do not cover exactly the finished steps."""
     path = f"{site_class.group}/{DERIVED}"
-    group = stored.group(path)
-    if group is None or group.attrs.get(DERIVED_STEPS) != finished_steps:
-        return None
     try:
+        group = stored.group(path)
+        if group is None or group.attrs.get(DERIVED_STEPS) != finished_steps:
+            return None
         return Derived(**{spec.name: stored.array(f"{path}/{spec.name}") for spec in derived_arrays(site_class, 0)})
     except TraceFormatError:  # a cache may always be ignored
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,9 @@ Queries = NDArray[np.int64] | slice
 """Positions of queries; a slice stands for all of them."""
 
 _ALL: Final = slice(None)
+
+GAP_OR_LOSS: Final = "a trace of format 1.0 does not tell a call that was skipped from a chunk that was lost"
+"""What a reader of such a trace must know."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,22 @@ class ClassSource:
 
     def _read_scores(self, steps: Sequence[int], layer: int, queries: Queries) -> Iterator[Scores | None]:
         scores_of, lse_of = (self._reader(name, layer, queries) for name in (SCORES, "lse"))
+        gaps = []
         for step, called_at in zip(steps, self._called(steps, layer), strict=True):
             if called_at < 0 <= step:
                 self.arrays[SCORES].require_absent(step, layer)
             scores = scores_of(step) if called_at >= 0 else None
-            if scores is None or (CALLED not in self.arrays and _is_gap(scores)):
-                yield None
-            else:
-                yield Scores(scores, lse=lse_of(step))
+            if scores is not None and CALLED not in self.arrays and _is_gap(scores):
+                gaps.append(step)
+                scores = None
+            yield None if scores is None else Scores(scores, lse=lse_of(step))
+        if gaps:
+            warnings.warn(
+                f"layer {self.site_class.sites[layer].path}: no scores in step {', '.join(map(str, gaps))}, which are "
+                f"left out: {GAP_OR_LOSS}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _read_factors(self, steps: Sequence[int], layer: int, queries: Queries) -> Iterator[Factors | None]:
         query_of, lse_of = (self._reader(name, layer, queries) for name in (QUERY, "lse"))

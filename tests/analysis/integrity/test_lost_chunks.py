@@ -195,6 +195,18 @@ def test_aggregate_leaves_the_trace_out_and_names_it(trace: Path, monkeypatch: p
     assert Path("stats.csv").exists()
 
 
+def test_scores_of_format_1_which_may_be_lost_or_skipped_are_named(tmp_path: Path) -> None:
+    """It has no `called`: the map is of the other steps, and says of which it is not."""
+    with zipfile.ZipFile(Path(__file__).parents[2] / "data/rich-1.0.zip") as archive:
+        archive.extractall(tmp_path / "run.zarr")
+    (tmp_path / "run.zarr/text/12x3h1d4/scores/c/1/0/0/0/0").unlink()
+    text = open_trace(tmp_path / "run.zarr").sel(context="text")
+    with pytest.warns(RuntimeWarning, match=r"no scores in step 1, which are left out.*format 1\.0 does not tell"):
+        ulam(text).compute()
+    notes = [str(issue) for issue in verify(tmp_path / "run.zarr").issues]
+    assert any("was not recorded in step 1: a trace of format 1.0 does not tell" in note for note in notes)
+
+
 def test_a_patch(trace: Path) -> None:
     lost = LOST["key that all steps use"]
     (trace / lost).unlink()

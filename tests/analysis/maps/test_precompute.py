@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from support.traces import make_trace, site_class
 
 from attrace.analysis import Trace, hlam, llam, marginals, open_trace, precompute, sram, tlam, ulam
 from attrace.analysis.integrity.verify import verify
-from attrace.schemas import InputError
+from attrace.schemas import InputError, TraceFormatError
+from attrace.schemas.layout import DERIVED
 
 CLASSES = (
     site_class(cls=True, group="reference/64x17h2d8"),
@@ -25,6 +28,8 @@ CLASSES = (
     site_class("reference.unconditional/64x16h2d8", branch="unconditional", context="reference"),
 )
 STEPS = 12
+GROUP = "reference/64x16h2d8"
+"""Of a trace that `make_trace` makes."""
 
 
 @pytest.fixture
@@ -133,6 +138,61 @@ def test_what_was_cut_off_does_not_count(path: Path, monkeypatch: pytest.MonkeyP
     trace = open_trace(path)
     np.testing.assert_allclose(ulam(trace), expected, rtol=2e-6)
     np.testing.assert_allclose(ulam(precompute(path)), expected, rtol=2e-6)
+
+
+def _write(name: str, text: str) -> Callable[[Path], object]:
+    return lambda cache: (cache / name).write_text(text)
+
+
+def _replace_by_a_file(cache: Path) -> None:
+    shutil.rmtree(cache)
+    cache.write_text("")
+
+
+def _lose_an_array(cache: Path) -> None:
+    shutil.rmtree(cache / "r2g")
+
+
+def _flip_a_bit(cache: Path) -> None:
+    chunk = cache / "r2g/c/0/0/0/0"
+    content = bytearray(chunk.read_bytes())
+    content[3] ^= 1
+    chunk.write_bytes(content)
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(_write("zarr.json", text) for text in ("{", "[1]", "{}", "[" * 5000)),
+        *(_write("r2g/zarr.json", text) for text in ("{", "{}")),
+        lambda cache: (cache / "zarr.json").unlink(),
+        _replace_by_a_file,
+        _lose_an_array,
+        _flip_a_bit,
+    ],
+)
+def test_what_is_damaged_is_computed_again(tmp_path: Path, change: Callable[[Path], object], is_closed: bool) -> None:
+    path = make_trace(tmp_path / "made.zarr", status="complete" if is_closed else None).path
+    expected = ulam(precompute(path)).values
+    change(path / GROUP / DERIVED)
+    np.testing.assert_array_equal(ulam(precompute(path, overwrite=True)).values, expected)
+    assert verify(path).problems == ()
+
+
+def test_what_is_damaged_around_it_is_one_error(tmp_path: Path) -> None:
+    path = make_trace(tmp_path / "run.zarr").path
+    (path / GROUP / "zarr.json").write_bytes(b"{\x93")
+    with pytest.raises(TraceFormatError, match=r"metadata around its marginals .*attrace verify"):
+        precompute(path)
+
+
+def test_a_damaged_chunk_is_named_with_the_remedy(tmp_path: Path) -> None:
+    path = make_trace(tmp_path / "run.zarr").path
+    precompute(path)
+    _flip_a_bit(path / GROUP / DERIVED)
+    with pytest.raises(TraceFormatError, match=r"c/0/0/0/0 of array .*/derived/r2g.*attrace precompute --overwrite"):
+        ulam(open_trace(path)).compute()
 
 
 def test_old_marginals_stop_counting_before_they_change(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
