@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -28,7 +29,10 @@ def read_document(store: Store, path: str = "") -> dict[str, Any]:
     content = sync(store.get(name, default_buffer_prototype()))
     if content is None:
         raise FileNotFoundError(f"there is no {name}")
-    document = json.loads(content.to_bytes())
+    try:
+        document = json.loads(content.to_bytes())
+    except RecursionError as error:
+        raise ValueError("lists and objects in it lie too deep in one another") from error
     if not isinstance(document, dict):
         raise ValueError(f"expected a JSON object, found a {type(document).__name__}")
     return document
@@ -80,10 +84,40 @@ def check_digest(root: dict[str, Any], *, where: str, closed: bool) -> None:
         )
 
 
+def members_of(group: zarr.Group) -> list[tuple[str, zarr.Array[Any] | zarr.Group]]:
+    """Every group and array below a group, by path; what has no `zarr.json` is passed over.
+
+    zarr raises the first error and leaves the others to asyncio, which prints their tracebacks.
+    """
+    if group.metadata.consolidated_metadata is not None:
+        return list(group.members(max_depth=None))
+    names = [name for name in sync(_names_in(group)) if name != DOCUMENT]
+    found = zip(names, sync(_nodes(group, names)), strict=True)
+    members: list[tuple[str, zarr.Array[Any] | zarr.Group]] = []
+    for name, node in found:
+        if isinstance(node, KeyError):
+            continue
+        if isinstance(node, BaseException):
+            raise node
+        member = zarr.Group(node) if isinstance(node, zarr.AsyncGroup) else zarr.Array(node)
+        members.append((name, member))
+        if isinstance(member, zarr.Group):
+            members += [(f"{name}/{path}", one) for path, one in members_of(member)]
+    return members
+
+
+async def _names_in(group: zarr.Group) -> list[str]:
+    return sorted([name async for name in group.store.list_dir(group.path)])
+
+
+async def _nodes(group: zarr.Group, names: list[str]) -> list[Any]:
+    return await asyncio.gather(*(group._async_group.getitem(name) for name in names), return_exceptions=True)
+
+
 def own_documents(root: zarr.Group, below: str = "") -> dict[str, dict[str, Any]]:
     """What the `zarr.json` of each group and array holds, by path: of a trace, or of a group and of what is in it."""
     group = root[below] if below else root
-    names = [name for name, _ in group.members(max_depth=None)] if isinstance(group, zarr.Group) else []
+    names = [name for name, _ in members_of(group)] if isinstance(group, zarr.Group) else []
     paths = [below] * bool(below) + [f"{below}/{name}".lstrip("/") for name in names]
     return {path: read_document(root.store, path) for path in paths}
 

@@ -21,7 +21,7 @@ from attrace.analysis.storage.checked_store import CheckedStore
 from attrace.analysis.storage.chunk_codecs import bounded
 from attrace.analysis.storage.files import Files, LocalFiles
 from attrace.analysis.storage.limits import Limits
-from attrace.analysis.storage.metadata import check_digest, read_document
+from attrace.analysis.storage.metadata import check_digest, members_of, read_document
 from attrace.analysis.storage.stored_array import ExpectedChunks, StoredArray, first_line
 from attrace.analysis.storage.zip_files import ZipFiles
 from attrace.schemas import (
@@ -162,7 +162,7 @@ class StoredTrace:
             If metadata of one cannot be read.
         """
         with format_errors(f"trace {self.path}: metadata of a group or array cannot be read"):
-            return list(self.root.members(max_depth=None))
+            return members_of(self.root)
 
     def pictures(self) -> list[str]:
         """Names of the pictures.

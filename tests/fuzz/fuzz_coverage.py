@@ -100,7 +100,7 @@ class Reader:
 def main() -> None:
     """Fuzz until libFuzzer ends it."""
     warnings.simplefilter("ignore")
-    signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGPROF, too_long)
     folder = Path(tempfile.mkdtemp())
     reader = Reader(folder)
     given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]

@@ -1,15 +1,17 @@
 """Fuzz the reader by hand: `python tests/fuzz/fuzz_reader.py --seconds 3600`.
 
-Small traces, folders and zip files, are damaged at random and read as a user would: opened, listed, mapped, verified,
-unpacked. Whatever is not one of attrace's own errors or of the system's, takes longer than a minute, or writes
-outside the target, is a fault: it is printed with the number that makes it again (`--only NUMBER`).
+Small traces, folders and zip files, also behind a web server, are damaged at random, half of them with a digest that
+is valid again, and read as a user would: opened, listed, mapped, verified, unpacked, reported, compared. So are lists
+of jobs. Whatever is not one of attrace's own errors or of the system's, takes more than ten seconds of processor time
+or a GiB of memory, or writes outside the target, is a fault: it is printed with the number that makes it again (`--only
+NUMBER`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -19,32 +21,35 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from copy import deepcopy
 from pathlib import Path
 from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from fuzz.damage import damage, damaged_jobs
+from support.server import serving
 from support.traces import make_trace, site_class
 
-from attrace.analysis import open_trace, pack, ulam, unpack
+from attrace.analysis import open_trace, pack, precompute, score_trace, ulam, unpack, write_report
 from attrace.analysis.integrity.diff import diff
 from attrace.analysis.integrity.repair import repair
 from attrace.analysis.integrity.verify import verify
+from attrace.analysis.sharing.transfer import pull
+from attrace.analysis.studies.aggregate import aggregate
+from attrace.analysis.studies.compare import compare
+from attrace.analysis.studies.trace_statistics import Settings
+from attrace.recorder.jobs.joblist import read_jobs
 from attrace.schemas import AttraceError, codecs
 
-SECONDS_EACH = 60
-VALUES: list[Any] = [
-    None, True, 0, -1, 1, 3, 2**31, 2**63, 10**30, 0.5, 1e308, "", "NaN", "a", "../..", "/etc", "\x00", "$\\frac{$",
-    "<script>", "float16", "object", "sharding_indexed", [], [[]], [0], [1, 2], {}, {"name": "numcodecs.pickle"},
-    "é" * 999,
-]  # fmt: skip
-BYTES = [b"", b"\x00", b"\xff" * 4, b"PK\x05\x06", b"PK\x01\x02", b"[" * 5000, b"null", b"{}"]
+SECONDS_EACH = 10
+MOST_BYTES = 2**30
 
 
 def bases(folder: Path) -> list[Path]:
@@ -61,130 +66,92 @@ def bases(folder: Path) -> list[Path]:
     return [*made, *(pack(path, path.with_suffix(".zip")) for path in made)]
 
 
-def damaged_bytes(content: bytes, random_: random.Random) -> bytes:
-    """Content with some bytes changed, cut, repeated, or replaced."""
-    data = bytearray(content)
-    for _ in range(random_.choice((1, 1, 2, 8))):
-        at = random_.randrange(len(data) + 1)
-        match random_.randrange(5):
-            case 0 if at < len(data):
-                data[at] ^= 1 << random_.randrange(8)
-            case 1:
-                data[at : at + random_.randrange(1, 40)] = b""
-            case 2:
-                data[at:at] = random_.choice(BYTES)
-            case 3:
-                data[at : at + 4] = random_.randbytes(4)
-            case _:
-                data[at:at] = data[max(0, at - random_.randrange(1, 100)) : at]
-    return bytes(data)
-
-
-def places(value: Any) -> list[tuple[Any, Any]]:
-    """Every member of a JSON document, as its container and key."""
-    items = (
-        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
-    )
-    return [place for key, member in items for place in [(value, key), *places(member)]]
-
-
-def damaged_json(content: bytes, random_: random.Random) -> bytes:
-    """A document with members changed, removed, or exchanged."""
-    try:
-        document = json.loads(content)
-    except ValueError:
-        return damaged_bytes(content, random_)
-    for _ in range(random_.choice((1, 1, 2, 4))):
-        found = places(document)
-        if not found:
-            break
-        container, key = random_.choice(found)
-        match random_.randrange(4):
-            case 0:
-                del container[key]
-            case 1:
-                other, at = random_.choice(found)
-                if at in other if isinstance(other, dict) else at < len(other):
-                    container[key] = json.loads(json.dumps(other[at]))
-            case 2 if isinstance(container[key], int):
-                container[key] += random_.choice((-1, 1, 2**20, -(2**33)))
-            case _:
-                container[key] = deepcopy(random_.choice(VALUES))  # it may be damaged next
-    return json.dumps(document).encode()
-
-
-def damage_folder(path: Path, random_: random.Random) -> None:
-    """Change some files of a trace."""
-    for _ in range(random_.choice((1, 1, 2, 5))):
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
-        if not files:
-            return
-        metadata = [file for file in files if file.name == "zarr.json"]
-        file = random_.choice(metadata if metadata and random_.random() < 0.7 else files)
-        content = file.read_bytes()
-        match random_.randrange(10):
-            case 0:
-                file.unlink()
-            case 1:
-                file.unlink()
-                file.symlink_to(random_.choice([Path("/dev/zero"), path, Path(".."), file, random_.choice(files)]))
-            case 2:
-                file.write_bytes(random_.choice(files).read_bytes())
-            case 3 | 4:
-                file.write_bytes(damaged_bytes(content, random_))
-            case _:
-                change = damaged_json if file.name == "zarr.json" else damaged_bytes
-                file.write_bytes(change(content, random_))
-
-
-def damage(path: Path, random_: random.Random) -> None:
-    """Change a trace at random."""
-    if path.is_dir():
-        damage_folder(path, random_)
-    else:
-        path.write_bytes(damaged_bytes(path.read_bytes(), random_))
+def ways_to_read(source: str, folder: Path) -> list[Callable[[], object]]:
+    """What a user does with a trace, wherever it is; what is written goes to a folder."""
+    settings = Settings(groups=2)
+    return [
+        lambda: ulam(open_trace(source), direction="r2g").compute(),
+        lambda: [image.compute() for image in open_trace(source).images.values()],
+        lambda: verify(source),
+        lambda: list(diff(source, source)),
+        lambda: score_trace(open_trace(source)),
+        lambda: write_report(open_trace(source), folder / "report.html", overwrite=True),
+        lambda: compare(source, source, settings=settings, executor=ThreadPoolExecutor(1)),
+    ]
 
 
 def use(path: Path) -> None:
     """Read a trace in every way; each ends in a result or in an error of attrace or of the system."""
-    ways: list[Callable[[], object]] = [
-        lambda: ulam(open_trace(path), direction="r2g").compute(),
-        lambda: [image.compute() for image in open_trace(path).images.values()],
-        lambda: verify(path),
-        lambda: list(diff(path, path)),
+    ways = [
+        *ways_to_read(str(path), path.parent),
+        lambda: aggregate(str(path), path.parent / "parts", executor=ThreadPoolExecutor(1)),
         lambda: pack(path, path.with_name("packed.zip"), overwrite=True),
         lambda: pack(
             open_trace(path).sel(time=slice(0, 0)), path.with_name("recoded.zip"), codec="none", overwrite=True
         ),
+        lambda: precompute(path),
         lambda: repair(path),
     ]
     if path.is_file():
         ways.append(lambda: unpack(path, path.with_name("unpacked.zarr")))
+    try_all(ways)
+
+
+def use_remotely(path: Path) -> None:
+    """Read a trace from a web server, in every way that there is, and pull it."""
+    with serving(path.parent) as served:
+        source = f"{served.address}/{path.name}"
+        try_all([*ways_to_read(source, path.parent), lambda: pull(source, path.with_name("pulled.zarr"))])
+
+
+def use_jobs(path: Path) -> None:
+    """Read a list of jobs."""
+    try_all([lambda: read_jobs(path, path.parent)])
+
+
+def try_all(ways: list[Callable[[], object]]) -> None:
+    """Go every way, within limits; whatever is raised but errors of attrace and of the system passes through."""
     for way in ways:
-        with suppress(AttraceError, OSError):
-            way()
+        before = peak_bytes()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS_EACH)
+        try:
+            with suppress(AttraceError, OSError):
+                way()
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        if peak_bytes() - before > MOST_BYTES:
+            raise MemoryError(f"took {peak_bytes() - before} bytes")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process took up to now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def try_input(number: int, originals: list[Path], folder: Path) -> str | None:
-    """Damage and read one trace; what went wrong, as a traceback."""
+    """Damage and read one trace or list of jobs; what went wrong, as a traceback."""
     random_ = random.Random(number)
-    original = random_.choice(originals)
     target = folder / "target"
     target.mkdir()
-    path = target / original.name
-    if original.is_dir():
-        shutil.copytree(original, path)
+    kind = random_.choices((use, use_remotely, use_jobs), (8, 1, 1))[0]
+    if kind is use_jobs:
+        path = target / "jobs.jsonl"
+        Image.new("RGB", (4, 4)).save(target / "picture.png")
+        path.write_bytes(damaged_jobs(random_))
     else:
-        shutil.copy(original, path)
-    damage(path, random_)
+        original = random_.choice(originals)
+        path = target / original.name
+        if original.is_dir():
+            shutil.copytree(original, path)
+        else:
+            shutil.copy(original, path)
+        damage(path, random_)
     before = {file for file in folder.rglob("*") if target not in file.parents}
-    signal.alarm(SECONDS_EACH)
+    signal.signal(signal.SIGPROF, too_long)
     try:
-        use(path)
+        kind(path)
     except (Exception, Hang):
         return traceback.format_exc()
-    finally:
-        signal.alarm(0)
     outside = {file for file in folder.rglob("*") if target not in file.parents} - before
     return f"wrote outside of the target: {outside}" if outside else None
 
@@ -195,7 +162,7 @@ class Hang(BaseException):
 
 def too_long(_signal: int, _frame: FrameType | None) -> None:
     """End what takes too long."""
-    raise Hang(f"took more than {SECONDS_EACH} s")
+    raise Hang(f"took more than {SECONDS_EACH} s of processor time")
 
 
 def say(message: str) -> None:
@@ -212,7 +179,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="try this input alone")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    signal.signal(signal.SIGALRM, too_long)
+    resource.setrlimit(resource.RLIMIT_AS, (4 * MOST_BYTES, 4 * MOST_BYTES))  # of which threads reserve a lot
     faults: Counter[str] = Counter()
     end, number = time.monotonic() + arguments.seconds, arguments.first if arguments.only is None else arguments.only
     with tempfile.TemporaryDirectory() as temporary:

@@ -21,6 +21,7 @@ from support.server import serving
 from support.traces import make_trace, site_class
 
 from attrace.analysis import llam, open_trace, pack, ulam, unpack
+from attrace.analysis.integrity.repair import repair
 from attrace.analysis.integrity.verify import verify
 from attrace.analysis.maps.precompute import precompute
 from attrace.analysis.storage.files import LocalFiles
@@ -95,13 +96,21 @@ def test_metadata_that_is_no_metadata(trace: Path, content: bytes, place: str) -
         read_all(trace)
 
 
+def test_metadata_that_lies_too_deep_beside_its_copy(tmp_path: Path) -> None:
+    """Every reader goes by the copy in the root's; verify compares the two."""
+    path = make_trace(tmp_path / "run.zarr").path
+    (path / GROUP / "head" / "zarr.json").write_text("[" * 5000)
+    assert any("too deep" in str(issue) for issue in verify(path).problems)
+
+
 def test_metadata_of_members_that_is_none(trace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Several at once: zarr leaves the errors of all but one to asyncio, which would show their tracebacks."""
     for name in ("reference", "images", "more", "others"):
         (trace / name).mkdir(exist_ok=True)
         (trace / name / "zarr.json").write_text('{"zarr_format": 3}')
-    with pytest.raises(TraceFormatError, match="metadata of a group or array cannot be read"):
-        pack(trace, tmp_path / "run.zip")
+    for use in (lambda: pack(trace, tmp_path / "run.zip"), lambda: repair(trace)):
+        with pytest.raises(TraceFormatError, match=r"metadata of .* cannot be read"):
+            use()
     result = CliRunner().invoke(main, ["pack", str(trace), str(tmp_path / "run.zip")])
     assert result.exit_code == 3
     caplog.clear()
