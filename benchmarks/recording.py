@@ -180,7 +180,7 @@ def nothing(_setting: Setting, _folder: Path) -> Iterator[None]:
 @contextmanager
 def capturing(setting: Setting, _folder: Path) -> Iterator[None]:
     """Hooks that drop what they see."""
-    hooks = ProjectionHooks(lambda *_: None, lambda: True, lambda _: None)
+    hooks = ProjectionHooks(lambda *_: None, lambda: True)
     for candidate in find_candidates(setting.unet):
         hooks.attach([candidate])
     yield

@@ -15,7 +15,15 @@ from torch.overrides import TorchFunctionMode
 
 from attrace.recorder.capture import dispatch
 from attrace.recorder.capture.kernel_sums import KernelSums, TrustedSums
-from attrace.recorder.capture.projections import Deliver, Fail, ModuleHooks, Projections, fails_softly, is_beginning
+from attrace.recorder.capture.projections import (
+    Deliver,
+    Fail,
+    ModuleHooks,
+    Projections,
+    fails_softly,
+    is_beginning,
+    raise_error,
+)
 from attrace.recorder.capture.sites import Candidate
 from attrace.schemas import CaptureError
 
@@ -30,7 +38,7 @@ class AttentionCalls(ModuleHooks):
 
     name: ClassVar[str] = "attention"
 
-    def __init__(self, deliver: Deliver, is_active: Callable[[], bool], fail: Fail) -> None:
+    def __init__(self, deliver: Deliver, is_active: Callable[[], bool], fail: Fail = raise_error) -> None:
         super().__init__(deliver, is_active, fail)
         self._modes: list[_WatchAttention] = []
         self._sums = TrustedSums()

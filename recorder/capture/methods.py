@@ -9,7 +9,7 @@ from torch import nn
 
 from attrace.recorder.capture.attention_calls import AttentionCalls
 from attrace.recorder.capture.projection_hooks import ProjectionHooks
-from attrace.recorder.capture.projections import Deliver, Fail
+from attrace.recorder.capture.projections import Deliver, Fail, raise_error
 from attrace.recorder.capture.sites import Candidate
 from attrace.schemas import CaptureError
 
@@ -23,7 +23,7 @@ class CaptureMethod(Protocol):
     name: ClassVar[str]
     """As in the manifest."""
 
-    def __init__(self, deliver: Deliver, is_active: Callable[[], bool], fail: Fail) -> None: ...
+    def __init__(self, deliver: Deliver, is_active: Callable[[], bool], fail: Fail = raise_error) -> None: ...
 
     @staticmethod
     def refusal(candidate: Candidate) -> str | None:

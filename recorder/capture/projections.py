@@ -75,6 +75,11 @@ Fail = Callable[[Exception], None]
 """Takes what a hook raised, and decides what that means for the user's run: it may raise."""
 
 
+def raise_error(error: Exception) -> None:
+    """Let what a hook raised stop the run."""
+    raise error
+
+
 class _Watcher(Protocol):
     def fail(self, error: Exception) -> None: ...
 
@@ -95,7 +100,7 @@ def fails_softly(method: Callable[..., None]) -> Callable[..., None]:
 class ModuleHooks:
     """Hooks by module, for both ways."""
 
-    def __init__(self, deliver: Deliver, is_active: Callable[[], bool], fail: Fail) -> None:
+    def __init__(self, deliver: Deliver, is_active: Callable[[], bool], fail: Fail = raise_error) -> None:
         self._deliver = deliver
         self._is_active = is_active
         self._fail = fail

@@ -60,11 +60,7 @@ def capture(name: str, denoiser: nn.Module, *arguments: Any) -> dict[str, Projec
     candidates = find_candidates(denoiser)
     (method,) = (one for one in METHODS if one.name == name)
     seen: dict[str, Projections] = {}
-
-    def fail(error: Exception) -> None:
-        raise error
-
-    watching = method(lambda candidate, projections: seen.update({candidate.path: projections}), lambda: True, fail)
+    watching = method(lambda candidate, projections: seen.update({candidate.path: projections}), lambda: True)
     watching.attach(candidates)
     try:
         with torch.no_grad():
