@@ -49,6 +49,12 @@ from .scores.pictures import (
 from .scores.trace_scores import score_trace as score_trace
 from .sharing.archive import unpack as unpack
 from .sharing.pack import pack as pack
+from .studies.atlas import (
+    Atlas as Atlas,
+    AtlasSettings as AtlasSettings,
+    atlas as atlas,
+    best_heads as best_heads,
+)
 from .trace.trace import (
     Trace as Trace,
     open_trace as open_trace,

@@ -4,13 +4,17 @@ from . import (
     schemas as schemas,
 )
 from .analysis import (
+    Atlas as Atlas,
+    AtlasSettings as AtlasSettings,
     Box as Box,
     Difference as Difference,
     Trace as Trace,
     Traces as Traces,
     agreement as agreement,
     as_published as as_published,
+    atlas as atlas,
     attribution_map as attribution_map,
+    best_heads as best_heads,
     bounding_box as bounding_box,
     content_id as content_id,
     correspondence as correspondence,

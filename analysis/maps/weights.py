@@ -75,25 +75,36 @@ def weights_of(trace: Trace, weights: LayerWeights, classes: Sequence[SelectedCl
     InputError
         If a layer or head has no weight, or all have the weight 0.
     """
-    read = read_weights(weights)
-    if read is None:
+    if weights is None:
         return None
-    given = read_effects(trace) if isinstance(read, str) else read
-    assert isinstance(given, xr.DataArray)
-    name = str(given.name)
-    context = given.attrs.get("context", trace.context)
-    if context != trace.context:
-        raise InputError(
-            f"weights: {name} are effects of the context {context!r}, the selected one is {trace.context!r}: "
-            "measure them for it, or pass numbers by layer"
-        )
-    layers = [path for one in classes for path in one.paths]
-    found = given.isel(layer=_positions(trace, given, name, layers)).assign_coords(layer=layers)
+    found = by_layer(trace, weights, [path for one in classes for path in one.paths])
+    name = str(found.name)
     of_classes = [_of_class(one, found.sel(layer=list(one.paths)), name) for one in classes]
     pairs: xr.DataArray = xr.concat(of_classes, "layer", join="outer")
     if not (pairs > 0).any():
         raise InputError(f"weights: all selected layers and heads have the weight 0 in {name}")
-    return pairs.rename(name).assign_attrs(by_head="head" in given.dims)
+    return pairs.rename(name).assign_attrs(by_head="head" in found.dims)
+
+
+def by_layer(trace: Trace, weights: LayerWeights, layers: Sequence[str]) -> xr.DataArray:
+    """Weights of some layers of a trace, by module path, as they are given: (layer[, head]).
+
+    Raises
+    ------
+    InputError
+        If there are none, a layer has none, or they are effects of another context.
+    """
+    read = read_weights(weights)
+    given = read_effects(trace) if isinstance(read, str) else read
+    if not isinstance(given, xr.DataArray):
+        raise InputError("weights: expected 'effect', a file or numbers by layer, found None")
+    context = given.attrs.get("context", trace.context)
+    if context != trace.context:
+        raise InputError(
+            f"weights: {given.name} are effects of the context {context!r}, the selected one is {trace.context!r}: "
+            "measure them for it, or pass numbers by layer"
+        )
+    return given.isel(layer=_positions(trace, given, str(given.name), layers)).assign_coords(layer=list(layers))
 
 
 def weighted_mean(maps: xr.DataArray, dims: set[str], weights: xr.DataArray) -> xr.DataArray:

@@ -25,7 +25,7 @@ SCORES_PER_TASK: Final = 2**24
 """Softmax values that a task holds; a layer with more is split along its queries."""
 
 
-def correspondence(trace: Trace, *, layers: Layers = None) -> xr.DataArray:
+def correspondence(trace: Trace, *, layers: Layers = None, heads: bool = False) -> xr.DataArray:
     """Place in the reference that each generated patch attends to most.
 
     Parameters
@@ -34,12 +34,15 @@ def correspondence(trace: Trace, *, layers: Layers = None) -> xr.DataArray:
         The trace, or a selection of it.
     layers
         Module paths or globs of the layers to take; None for all whose keys lie on a grid.
+    heads
+        Find the place of each head by itself.
 
     Returns
     -------
     xarray.DataArray
-        (layer, query_row, query_column, axis), lazy, float64: row and column, in cells of the layer's key grid, of
-        the largest softmax over keys averaged over the selected steps and heads. NaN where a layer was never called.
+        (layer[, head], query_row, query_column, axis), lazy, float64: row and column, in cells of the layer's key grid,
+        of the largest softmax over keys averaged over the selected steps and heads. NaN where a layer was never called,
+        and for a head that it does not have.
         The softmax runs over all keys; the largest is sought among those on the grid. The coordinates `key_rows` and
         `key_columns` (layer) tell the size of each key grid.
 
@@ -66,7 +69,7 @@ def correspondence(trace: Trace, *, layers: Layers = None) -> xr.DataArray:
             f"trace {trace.path}: the selected layers have different query grids ({listed}); select layers of one, as "
             "in {layer: correspondence(trace, layers=layer) for layer in trace.layers}"
         )
-    found = xr.concat([_class_places(chosen, one) for one in usable], "layer")
+    found = xr.concat([_class_places(chosen, one, heads) for one in usable], "layer", join="outer")
     found = found.isel(layer=np.argsort(found["call_order"].values, kind="stable")).drop_vars("call_order")
     return found.rename("correspondence").assign_attrs(
         long_name="place of the largest softmax over keys, averaged over steps and heads",
@@ -82,7 +85,7 @@ def correspondence_error(found: xr.DataArray, truth: ArrayLike) -> xr.DataArray:
     Parameters
     ----------
     found
-        (layer, query_row, query_column, axis): the result of `correspondence`.
+        (layer[, head], query_row, query_column, axis): the result of `correspondence`.
     truth
         (query_row, query_column, axis): true row and column, in cells of the key grid as in `found`; NaN where there
         is none, which is left out.
@@ -90,7 +93,7 @@ def correspondence_error(found: xr.DataArray, truth: ArrayLike) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray
-        (layer): 0 at best.
+        (layer[, head]): 0 at best.
 
     Raises
     ------
@@ -119,24 +122,27 @@ class _PlacePlan:
     """The keys that lie on the grid."""
     columns: int
     """Columns of that grid."""
+    heads: tuple[tuple[int, ...], ...]
+    """Heads whose attention is averaged, for each place that is sought."""
 
 
-def _class_places(trace: Trace, selected: SelectedClass) -> xr.DataArray:
-    """Places of a class: (layer, query_row, query_column, axis)."""
+def _class_places(trace: Trace, selected: SelectedClass, by_head: bool) -> xr.DataArray:
+    """Places of a class: (layer[, head], query_row, query_column, axis)."""
     site_class = selected.site_class
     picture, grid = picture_keys(site_class), site_class.query_grid
     assert picture is not None and grid is not None  # noqa: PT018 chosen by the caller
     key_rows, key_columns = picture[1]
-    plan = _PlacePlan(selected, trace.selected_steps, picture[0], key_columns)
+    heads = tuple((head,) for head in selected.heads) if by_head else (selected.heads,)
+    plan = _PlacePlan(selected, trace.selected_steps, picture[0], key_columns, heads)
     rows_per_task = max(1, SCORES_PER_TASK // (site_class.keys * grid[1]))
     blocks = split(tuple(range(site_class.queries)), rows_per_task * grid[1])
     places = array_of_blocks(
         _SearchForPlaces(plan, blocks, ClassSource.of(trace.stored, site_class)),
-        f"correspondence-{tokenize(trace, selected.group, rows_per_task)}",
-        ((1,) * len(selected.layers), tuple(map(len, blocks)), (2,)),
+        f"correspondence-{tokenize(trace, selected.group, rows_per_task, heads)}",
+        ((1,) * len(selected.layers), (len(heads),), tuple(map(len, blocks)), (2,)),
         np.dtype(np.float64),
     )
-    on_grid = places.reshape(len(selected.layers), *grid, 2)
+    on_grid = places.reshape(len(selected.layers), len(heads), *grid, 2)
     count = len(selected.layers)
     coordinates: dict[str, Any] = {
         "layer": np.array(selected.paths, dtype=np.str_),
@@ -145,29 +151,36 @@ def _class_places(trace: Trace, selected: SelectedClass) -> xr.DataArray:
         "key_columns": ("layer", [key_columns] * count),
         "call_order": ("layer", [site_class.sites[layer].order for layer in selected.layers]),
     }
-    return xr.DataArray(on_grid, coordinates, ("layer", "query_row", "query_column", "axis"))
+    if by_head:
+        coordinates["head"] = np.array(selected.heads, np.int32)
+    found = xr.DataArray(on_grid, coordinates, ("layer", "head", "query_row", "query_column", "axis"))
+    return found if by_head else found.isel(head=0)
 
 
 @dataclass(frozen=True)
 class _SearchForPlaces:
-    """Gives row and column of the largest key of some queries of one layer: (1, query, 2)."""
+    """Gives row and column of the largest key of some queries of one layer: (1, head, query, 2)."""
 
     plan: _PlacePlan
     blocks: tuple[tuple[int, ...], ...]
     source: ClassSource
 
     def __call__(self, block: tuple[int, ...]) -> NDArray[np.float64]:
-        selected, queries = self.plan.selected, np.array(self.blocks[block[1]])
-        total: NDArray[np.float64] | None = None
+        plan, queries = self.plan, np.array(self.blocks[block[2]])
+        totals: list[NDArray[np.float64]] = []
         workspace = Workspace()
-        for values in self.source.read(self.plan.steps, selected.layers[block[0]]):
+        for values in self.source.read(plan.steps, plan.selected.layers[block[0]]):
             if values is not None:
-                wanted = select_values(values, selected.heads, queries, slice(None))
-                softmax = summed_softmax_over_keys(wanted, workspace=workspace)[:, self.plan.keys]
-                total = softmax if total is None else total + softmax
-        if total is None:
-            return np.full((1, len(queries), 2), np.nan)
+                wanted = [select_values(values, heads, queries, slice(None)) for heads in plan.heads]
+                sums = [summed_softmax_over_keys(one, workspace=workspace)[:, plan.keys] for one in wanted]
+                totals = [total + one for total, one in zip(totals, sums, strict=True)] if totals else sums
+        if not totals:
+            return np.full((1, len(plan.heads), len(queries), 2), np.nan)
+        return np.stack([self._largest(total) for total in totals])[None]
+
+    def _largest(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Row and column of the largest key of every query: (query, 2)."""
         best = np.argmax(total, axis=1)
         places = np.stack([best // self.plan.columns, best % self.plan.columns], axis=1).astype(np.float64)
         places[np.isnan(total).any(axis=1)] = np.nan
-        return places[None]
+        return places

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from attrace.analysis.maps.masks import area_matrix, coverage
-from attrace.analysis.scores.boxes import Box
+from attrace.analysis.maps.sram import picture_size
+from attrace.analysis.scores.boxes import Box, mask_box
 from attrace.analysis.scores.correspondence import correspondence, correspondence_error
 from attrace.analysis.trace.key_segments import picture_keys
 from attrace.analysis.trace.trace import Trace
@@ -53,6 +55,21 @@ def places_of_box(
     return places
 
 
+def places_of_mask(trace: Trace, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Places in a reference that was laid, whole and unturned, on the box around a mask: (row, column, axis).
+
+    Raises
+    ------
+    InputError
+        If the mask selects nothing.
+    """
+    picture = picture_size(trace)
+    # a box in pixels of the picture, where the mask has another resolution
+    scale = np.array(picture * 2) / (mask.shape * 2)
+    top, left, bottom, right = np.rint(np.array(mask_box(mask)) * scale).astype(int).tolist()
+    return places_of_box((top, left, bottom, right), picture, mask)
+
+
 def places_on_grid(places: ArrayLike, query_grid: tuple[int, int], key_grid: tuple[int, int]) -> NDArray[np.float64]:
     """True place of each query patch, in cells of the key grid, as `correspondence_error` takes it.
 
@@ -86,8 +103,8 @@ def places_on_grid(places: ArrayLike, query_grid: tuple[int, int], key_grid: tup
     return on_grid
 
 
-def correspondence_errors(trace: Trace, places: ArrayLike) -> dict[str, float]:
-    """Correspondence error of every layer whose queries and keys lie on grids, by module path.
+def correspondence_errors(trace: Trace, places: ArrayLike, *, heads: bool = False) -> xr.DataArray:
+    """Correspondence error of every layer whose queries and keys lie on grids.
 
     Parameters
     ----------
@@ -95,27 +112,34 @@ def correspondence_errors(trace: Trace, places: ArrayLike) -> dict[str, float]:
         The trace, or a selection of it.
     places
         True places as for `places_on_grid`.
+    heads
+        Of each head by itself.
 
     Returns
     -------
-    dict
-        In cells of the layer's key grid; NaN for a layer none of whose patches has a true place.
+    xarray.DataArray
+        (layer[, head]) in the order of calls, in cells of the layer's key grid; NaN for a layer none of whose patches
+        has a true place, and for a head that it does not have.
 
     Raises
     ------
     InputError
         If no layer has such grids, or the places have another shape.
     """
-    errors: dict[str, float] = {}
+    errors = []
     for one in trace.classes:
         picture, grid = picture_keys(one.site_class), one.site_class.query_grid
         if picture is None or grid is None:
             continue
-        found = correspondence(trace, layers=one.paths).compute()
+        found = correspondence(trace, layers=one.paths, heads=heads).compute()
         truth = places_on_grid(places, grid, picture[1])
-        known = np.isfinite(truth).any()
-        medians = correspondence_error(found, truth).values.tolist() if known else [np.nan] * found.sizes["layer"]
-        errors |= dict(zip(found["layer"].values.tolist(), medians, strict=True))
+        if np.isfinite(truth).any():
+            errors.append(correspondence_error(found, truth))
+        else:
+            unknown = found.isel(query_row=0, query_column=0, axis=0, drop=True) * np.nan
+            errors.append(unknown.rename("correspondence_error"))
     if not errors:
         raise InputError(f"trace {trace.path}: no selected layer has both queries and keys on a grid")
-    return {layer: errors[layer] for layer in trace.layers if layer in errors}
+    joined: xr.DataArray = xr.concat(errors, "layer", join="outer", coords="minimal", compat="override")
+    layers = [layer for layer in trace.layers if layer in joined["layer"]]
+    return joined.reset_coords(drop=True).sel(layer=layers).compute()

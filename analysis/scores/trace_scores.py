@@ -135,8 +135,7 @@ def score_trace(
     scores = scores.assign_coords(map=("direction", names))
     scores = scores.assign(score_picture(trace, truth, masks.get("r2g"), perceptual=perceptual))
     if places is not None:
-        errors = correspondence_errors(trace, places)
-        scores = scores.assign(correspondence_error=xr.DataArray(list(errors.values()), {"layer": list(errors)}))
+        scores = scores.assign(correspondence_error=correspondence_errors(trace, places))
     return scores.assign(
         {name: scores[name].assign_attrs(better=way) for name, way in BETTER.items() if name in scores}
     )

@@ -82,7 +82,7 @@ def pair_traces(
     sources = [os.fspath(a), os.fspath(b)]
     paths = [find_traces(source, storage_options=storage_options) for source in sources]
     if all(found == (source,) for found, source in zip(paths, sources, strict=True)):
-        return Pairing((Pair(_stem(paths[0][0]), paths[0][0], paths[1][0]),), {}, {})
+        return Pairing((Pair(stem_of(paths[0][0]), paths[0][0], paths[1][0]),), {}, {})
     broken: dict[str, str] = {}
     if by == "name":
         keys = [
@@ -125,11 +125,12 @@ def _name_below(source: str, path: str) -> str:
     folder = local_path(source)
     if not is_address(source) and not glob.has_magic(source) and folder.is_dir() and Path(path) != folder:
         below = Path(path).relative_to(folder)
-        return below.with_name(_stem(below.name)).as_posix()
-    return _stem(path)
+        return below.with_name(stem_of(below.name)).as_posix()
+    return stem_of(path)
 
 
-def _stem(path: str) -> str:
+def stem_of(path: str) -> str:
+    """The name of a trace without its suffix and where it lies."""
     name = path.rstrip("/").rpartition("/")[2]
     for suffix in reversed(SUFFIXES):
         name = name.removesuffix(suffix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any, Final
@@ -101,7 +101,7 @@ def trace_statistics(trace: Trace, settings: Settings) -> xr.Dataset:
     """
     scored = _level_maps(trace, settings, settings.size)
     maps = scored if settings.size is not None else _level_maps(trace, settings, AVERAGED_SIZE)
-    heads = {direction: _maps_of_heads(trace, direction) for direction in maps}
+    heads = {direction: maps_of_heads(trace, direction, [slice(None)]) for direction in maps}
     # on one thread: traces are what runs at the same time, and the order of every sum stays the same
     scored, maps, heads = dask.base.compute(scored, maps, heads, scheduler="synchronous")
     stored = trace_mask(trace)
@@ -117,7 +117,7 @@ def trace_statistics(trace: Trace, settings: Settings) -> xr.Dataset:
         }
         if inside is not None and settings.align:
             levels = levels.map(_over_box, args=(inside,))
-        of_heads = [_statistics_of_heads(one, inside) for one in heads[direction]]
+        of_heads = [statistics_of_heads(one.isel(time_group=0), inside) for one in heads[direction]]
         datasets.append(levels.merge(xr.concat(of_heads, "layer", join="outer"), join="outer"))
     dimension = xr.Variable("direction", list(maps))
     dataset: xr.Dataset = xr.concat(datasets, dimension, join="outer", combine_attrs="drop")
@@ -153,19 +153,20 @@ def _picture_scores(trace: Trace, mask: NDArray[np.float64] | None) -> dict[str,
     return score_picture(trace, mask=mask)
 
 
-def _maps_of_heads(trace: Trace, direction: Direction) -> list[xr.DataArray]:
-    """For each class with a grid the mean over steps, lazily: (layer, head, row, column)."""
+def maps_of_heads(trace: Trace, direction: Direction, spans: Sequence[slice]) -> list[xr.DataArray]:
+    """For each class with a grid the mean over groups of steps, lazily: (time_group, layer, head, row, column)."""
     found = []
     for plan in grid_plans(trace, direction):
         marginal = marginal_array(trace, plan.marginals, direction)[..., plan.patches]
-        maps = da.nanmean(marginal, axis=0).reshape(*marginal.shape[1:3], *plan.grid)
+        means = da.stack([da.nanmean(marginal[span], axis=0) for span in spans])
+        maps = means.reshape(*means.shape[:3], *plan.grid)
         selected = plan.marginals.selected
         labels = {"layer": list(selected.paths), "head": list(selected.heads)}
-        found.append(xr.DataArray(maps, labels, ("layer", "head", "row", "column")))
+        found.append(xr.DataArray(maps, labels, ("time_group", "layer", "head", "row", "column")))
     return found
 
 
-def _statistics_of_heads(maps: xr.DataArray, mask: NDArray[np.float64] | None) -> xr.Dataset:
+def statistics_of_heads(maps: xr.DataArray, mask: NDArray[np.float64] | None) -> xr.Dataset:
     """Entropy of the map of each head, its mass inside the mask, and agreement of the heads of each layer."""
     of_heads = entropy(maps)
     none = of_heads.where(False)

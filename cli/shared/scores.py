@@ -90,8 +90,7 @@ def read_places(given: str, trace: Trace, mask: NDArray[np.bool_] | None) -> NDA
     import numpy as np
 
     from attrace.analysis.maps.sram import picture_size
-    from attrace.analysis.scores.boxes import mask_box
-    from attrace.analysis.scores.ground_truth import places_of_box
+    from attrace.analysis.scores.ground_truth import places_of_box, places_of_mask
 
     if given.endswith(".npy"):
         try:
@@ -104,10 +103,7 @@ def read_places(given: str, trace: Trace, mask: NDArray[np.bool_] | None) -> NDA
         return places_of_box(box(given), picture, mask)
     if mask is None:
         raise click.UsageError(f"trace {trace.path} holds no mask: pass --mask FILE, or a box to --places")
-    # a box in pixels of the picture, where the mask has another resolution
-    scale = np.array(picture * 2) / (mask.shape * 2)
-    top, left, bottom, right = np.rint(np.array(mask_box(mask)) * scale).astype(int).tolist()
-    return places_of_box((top, left, bottom, right), picture, mask)
+    return places_of_mask(trace, mask)
 
 
 def _map_text(direction: str, of_map: xr.Dataset) -> str:

@@ -61,14 +61,14 @@ def test_what_is_no_change_is_refused() -> None:
 @pytest.mark.parametrize("heads", [False, True])
 def test_a_trace_keeps_effects_and_its_maps_take_them(tmp_path: Path, heads: bool) -> None:
     path = make_trace(tmp_path / "run.zarr", CLASSES).path
-    before = content_id(open_trace(path).stored)
+    before = content_id(open_trace(path))
     effect = effects(changes(heads=heads))["effect"]
     keep_effects(path, effects(changes(heads=not heads))["effect"])
     trace = keep_effects(path, effect)  # in place of others
     expected = ulam(trace, weights=effect).values
     np.testing.assert_array_equal(ulam(trace, weights="effect").values, expected)
     assert ulam(trace, weights="effect").attrs["weights"] == "effect"
-    assert content_id(trace.stored) == before
+    assert content_id(trace) == before
     report = verify(path)
     assert (report.valid, report.issues) == (True, ())
     stored = zarr.open_group(path, mode="r")["reference/48x16h2d8/effect"]

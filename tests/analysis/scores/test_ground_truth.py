@@ -54,16 +54,26 @@ def test_the_error_of_every_layer_is_the_median_distance(tmp_path: Path) -> None
     )
     trace = open_trace(make_trace(tmp_path / "run.zarr", classes).path)
     errors = correspondence_errors(trace, places_of_box((0, 0, 8, 8), (8, 8)))
-    assert list(errors) == ["down.0.attn2", "up.0.attn2", "mid.attn2"]
+    assert errors["layer"].values.tolist() == ["down.0.attn2", "up.0.attn2", "mid.attn2"]
     found = correspondence(trace, layers="mid.attn2").values[0]
     distances = np.linalg.norm(found - np.moveaxis(np.mgrid[:4, :4], 0, -1), axis=-1)
-    assert errors["mid.attn2"] == pytest.approx(np.median(distances))
+    assert float(errors.sel(layer="mid.attn2")) == pytest.approx(np.median(distances))
 
 
 def test_a_layer_too_coarse_for_the_places_has_no_error(tmp_path: Path) -> None:
     trace = open_trace(make_trace(tmp_path / "run.zarr", (site_class(query_grid=(2, 2)),)).path)
     errors = correspondence_errors(trace, places_of_box((0, 0, 3, 3), (8, 8)))
-    assert np.isnan(list(errors.values())).all()
+    assert errors.isnull().all()
+
+
+def test_heads_have_errors_of_their_own(tmp_path: Path) -> None:
+    trace = open_trace(make_trace(tmp_path / "run.zarr").path)
+    places = places_of_box((0, 0, 8, 8), (8, 8))
+    errors = correspondence_errors(trace, places, heads=True)
+    assert errors.dims == ("layer", "head")
+    for head in (0, 1):
+        alone = correspondence_errors(trace.sel(head=head), places)
+        np.testing.assert_array_equal(errors.sel(head=head).values, alone.values)
 
 
 def test_what_is_no_place_is_refused(tmp_path: Path) -> None:
