@@ -1,4 +1,5 @@
 from .explorer.report import write_report as write_report
+from .explorer.widget import explore as explore
 from .figures.plot import plot as plot
 from .integrity.content import content_id as content_id
 from .integrity.diff import (

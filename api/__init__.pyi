@@ -24,6 +24,7 @@ from .analysis import (
     effective_tokens as effective_tokens,
     effects as effects,
     entropy as entropy,
+    explore as explore,
     hlam as hlam,
     imacs as imacs,
     iou as iou,

@@ -54,32 +54,10 @@ function weightsOf(one, way, region) {
   return down.flatMap((share) => across.map((other) => share * other));
 }
 
-class EmbeddedModel {
-  constructor(facts, relations, arrays, state = {}) {
-    Object.assign(this, { values: { facts, state }, relations, arrays, heard: {}, sums: new Map() });
-  }
-
-  get(name) {
-    return this.values[name];
-  }
-
-  set(name, value) {
-    this.values[name] = value;
-    this.tell(`change:${name}`);
-  }
-
-  save_changes() {}
-
-  on(event, hear) {
-    (this.heard[event] ??= new Set()).add(hear);
-  }
-
-  off(event, hear) {
-    this.heard[event]?.delete(hear);
-  }
-
-  tell(event, ...words) {
-    for (const hear of this.heard[event] ?? []) hear(...words);
+class EmbeddedModel extends LocalModel {
+  constructor(facts, relations, arrays, state) {
+    super(facts, state);
+    Object.assign(this, { relations, arrays, sums: new Map() });
   }
 
   send(question) {
@@ -170,5 +148,3 @@ async function embedded(element, links) {
   const arrays = await unpacked(element.querySelector("[data-rows]").textContent.trim(), index);
   return new EmbeddedModel({ ...facts, links }, relations, arrays, state);
 }
-
-export { embedded };

@@ -52,8 +52,8 @@ class Embedding:
     """Rows as they are stored, their scales, and shares, by the names under which the page finds them."""
     levels: int
     """Whole numbers that a row of attention is stored in."""
-    left_out: tuple[str, ...]
-    """Contexts that do not fit, or cannot be shown."""
+    left_out: dict[str, str]
+    """Why a context is not shown, by its name."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the arrays."""
@@ -93,20 +93,20 @@ def embed(trace: Trace, *, groups: int | None, limit: int, weights: LayerWeights
         [_class_facts(plan, one, kept) for one, kept in zip(plan.classes, of_plan, strict=True)]
         for plan, of_plan in zip(plans, attention, strict=True)
     ]
-    return Embedding(tuple(plans), describe_trace(traces[0], described), relations, arrays, levels, tuple(left_out))
+    return Embedding(tuple(plans), describe_trace(traces[0], described), relations, arrays, levels, left_out)
 
 
 def _plans(
     traces: list[Trace], groups: int | None, values: float, weights: LayerWeights
-) -> tuple[list[ReportPlan], list[str]]:
+) -> tuple[list[ReportPlan], dict[str, str]]:
     """Plans of the contexts of which so many values fit; the first has to."""
     first = values if len(traces) == 1 else values * FIRST_SHARE
-    plans, left_out = [plan_report(traces[0], groups, int(first), weights)], []
+    plans, left_out = [plan_report(traces[0], groups, int(first), weights)], {}
     for other in traces[1:]:
         try:
             plans.append(plan_report(other, groups, int((values - first) / (len(traces) - 1)), weights))
-        except InputError:
-            left_out.append(str(other.context))
+        except InputError as error:
+            left_out[str(other.context)] = str(error)
     return plans, left_out
 
 

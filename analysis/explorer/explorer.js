@@ -750,7 +750,7 @@ class Explorer {
     const mean = [["layer", "layers"], ["head", "heads"], ["group", "steps"]].map(([one, many]) =>
       questions[place][one] < 0 ? `all ${many}` : relation[`${one}s`][questions[place][one]]);
     this.told.textContent = best < 0 ? "There is no value here: the layer was not called in these steps." : this.sentence(chosen, from, target, cell, values[best], answer.share, relation);
-    const stored = Number.isFinite(answer.error) && answer.error > 0 ? [`stored to within \u00b1 ${this.valued(answer.error)}`] : [];
+    const stored = Number.isFinite(answer.error) && answer.error > 0 ? [`stored to within \u00b1 ${this.valued(answer.error)}`] : this.facts.exact ? ["exact values"] : [];
     const path = isBox(chosen.region) && best >= 0 ? [`${from.nameOf(chosen.region[0], chosen.region[1])} \u2192 ${target.nameOf(...cell, target.mapGrid)}`] : [];
     this.detail.textContent = [...path, ...mean, ...stored].join("  \u00b7  ");
     this.high.textContent = this.valued(target.high);

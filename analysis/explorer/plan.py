@@ -156,6 +156,23 @@ def plan_report(trace: Trace, groups: int | None, most: int, weights: LayerWeigh
     )
 
 
+def exact_plan(trace: Trace, groups: int, weights: LayerWeights = None) -> ReportPlan:
+    """The plan of a trace whose maps are computed when they are asked for: every patch, every head.
+
+    Raises
+    ------
+    InputError
+        If the queries lie on no grid, `groups` does not fit the steps, or a layer has no weight.
+    """
+    directions = mappable_directions(trace)
+    if "r2g" not in directions:
+        grid_plans(trace, "r2g")  # says why
+    view, reason = _view(trace)
+    plan = _plan_of(trace, view, max(finest_grid(trace, "r2g")) * 1000, tuple(time_groups(trace, groups)))
+    of_pairs = weights_of(trace, weights, [one.selected for one in plan.classes])
+    return replace(plan, directions=directions, reason=reason, weights=of_pairs)
+
+
 def _view(trace: Trace) -> tuple[KeyView, str]:
     try:
         grid_plans(trace, "g2r")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from attrace.analysis.explorer.embedding import Embedding, embed
 from attrace.analysis.explorer.facts import name_of, usable_mask
+from attrace.analysis.explorer.page import for_script, render_page
 from attrace.analysis.explorer.words import words_of
 from attrace.analysis.maps.weights import LayerWeights, read_weights
 from attrace.analysis.scores.trace_scores import score_table, score_trace
@@ -117,47 +113,15 @@ def write_report(
 
 
 def _page(embedding: Embedding, scores: xr.Dataset, title: str) -> str:
-    return render_page(
+    page, _ = render_page(
         "report.html",
-        ["embedded.js", "explorer.js"],
+        ["local.js", "embedded.js", "explorer.js"],
         "for (const at of document.querySelectorAll('[data-explorer]')) "
         "await render({ model: await embedded(at.parentNode, true), el: at });",
         words_of(embedding, scores, title)
         | {"scores": scores_table(scores), "embedding": for_script(embedding.to_json()), "rows": embedding.rows()},
     )
-
-
-def render_page(template: str, modules: list[str], start: str, values: Mapping[str, Any]) -> str:
-    """A page from a template of this package, with its scripts and styles inside and a policy that allows no other."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    script = "\n".join([*map(resource, modules), start, ""])
-    style = resource("explorer.css") + resource("page.css")
-    environment = Environment(
-        loader=PackageLoader(__package__, "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    policy = f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; img-src data: blob:"
-    page: str = environment.get_template(template).render(values, script=script, style=style, policy=policy)
     return page
-
-
-def for_script(value: Any) -> str:
-    """JSON that may stand in an element `script`: no text in it can end that."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def resource(name: str) -> str:
-    """A file of this package, as text."""
-    return (files(__package__) / name).read_text(encoding="utf-8")
-
-
-def _digest(content: str) -> str:
-    """What a policy of content knows an inline script or style by."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def scores_table(scores: xr.Dataset) -> list[list[str]]:

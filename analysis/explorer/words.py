@@ -85,10 +85,9 @@ def notes_of(plan: ReportPlan) -> list[str]:
 
 def _left_out(embedding: Embedding) -> list[str]:
     """Contexts that the page does not show."""
-    return [
-        f"The trace has {context} attention too, which does not fit: --context {context} shows it alone."
-        for context in embedding.left_out
-    ]
+    trace = embedding.plans[0].trace
+    reasons = {context: reason.replace(trace.path, name_of(trace)) for context, reason in embedding.left_out.items()}
+    return [f"The trace has {one} attention too, which this page leaves out: {why}." for one, why in reasons.items()]
 
 
 def _scores_note(scores: xr.Dataset) -> str:

@@ -51,8 +51,8 @@ class Trace(TraceSelection):
     of reference, image-prompt, text and self, and `conditional`, unless `sel` chooses others. Traces are
     immutable; `sel` gives another one.
 
-    The methods `ulam`, `tlam`, `hlam`, `llam`, `sram`, `token_map`, `marginals`, `correspondence`, `plot` and
-    `precompute` are the functions of these names, and `score` is `score_trace`: `trace.ulam(size=(64, 64))` is
+    The methods `ulam`, `tlam`, `hlam`, `llam`, `sram`, `token_map`, `marginals`, `correspondence`, `plot`, `explore`
+    and `precompute` are the functions of these names, and `score` is `score_trace`: `trace.ulam(size=(64, 64))` is
     `ulam(trace, size=(64, 64))`.
     """
 
@@ -95,6 +95,7 @@ class Trace(TraceSelection):
     marginals = functions.marginals
     correspondence = functions.correspondence
     plot = functions.plot
+    explore = functions.explore
     score = functions.score_trace
     precompute = functions.precompute
 
@@ -102,6 +103,11 @@ class Trace(TraceSelection):
         from attrace.analysis.trace.summary import describe
 
         return describe(self)
+
+    def _repr_mimebundle_(self, **_: object) -> Any:
+        from attrace.analysis.explorer.widget import notebook_bundle
+
+        return notebook_bundle(self)
 
     def _repr_html_(self) -> str:
         from attrace.analysis.trace.rich import describe_as_html

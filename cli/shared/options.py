@@ -204,8 +204,15 @@ def selection_options(command: Command) -> Command:
     return command
 
 
-def select(
-    path: str,
+def select(path: str, **selection: Any) -> Trace:
+    """Open a trace and select the part that the selection options name."""
+    from attrace.analysis import open_trace
+
+    return select_of(open_trace(path), **selection)
+
+
+def select_of(
+    trace: Trace,
     *,
     layers: tuple[str, ...],
     heads: tuple[int, ...],
@@ -214,8 +221,6 @@ def select(
     branch: str | None,
     picture: int | None,
 ) -> Trace:
-    """Open a trace and select the part that the selection options name."""
-    from attrace.analysis import open_trace
-
-    trace = open_trace(path).sel(context=context, branch=branch, picture=picture)
+    """The part of a trace that the selection options name."""
+    trace = trace.sel(context=context, branch=branch, picture=picture)
     return trace.sel(layer=layers or None, head=heads or None, time=steps)

@@ -23,10 +23,12 @@ from .conftest import Run
 ROOT = Path(__file__).parents[2]
 
 
-NEEDS_TORCH = ("ablate", "demo", "faithfulness", "record")
-"""Commands whose examples are run by the tests beside theirs."""
+BY_THEIR_OWN_TESTS = ("ablate", "demo", "faithfulness", "record", "view")
+"""Commands whose examples are run by the tests beside theirs: they need torch, or run until they are stopped."""
 
-EXAMPLES = [example for name, one in main.commands.items() if name not in NEEDS_TORCH for example in examples_of(one)]
+EXAMPLES = [
+    example for name, one in main.commands.items() if name not in BY_THEIR_OWN_TESTS for example in examples_of(one)
+]
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])

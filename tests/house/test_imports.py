@@ -132,7 +132,7 @@ def _requirements(*extras: str) -> set[str]:
     [
         ("attrace", {"lazy-loader"}),
         ("attrace.schemas", {"numpy", "pydantic"}),
-        ("attrace.analysis", _requirements("cluster", "perceptual", "quality")),
+        ("attrace.analysis", _requirements("cluster", "notebook", "perceptual", "quality")),
         ("attrace.cli", _requirements("cluster")),
         ("attrace.recorder", _requirements("cluster", "record")),
         ("attrace.demo", _requirements("quality", "record")),
