@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from attrace.cli.shared.options import LocalPath, examples, json_option, overwrite_option
-from attrace.cli.shared.output import check_output, dask_progress, print_json, print_paths, say, show
+from attrace.cli.shared.output import check_output, dask_progress, print_json, print_table, say, show
 from attrace.cli.shared.recording import recorder_at_work
-from attrace.cli.shared.scores import print_scores, scores_as_json
+from attrace.cli.shared.scores import scores_as_json
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from attrace.analysis import Trace
 
 
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
 def demo(output: Path, reference: Path | None, seed: int, steps: int, overwrite: bool, as_json: bool) -> None:
     """Record the bundled model and draw every map.
 
-    Paints a reference into a scene, leaves demo.zarr and the pictures of every level and direction in a folder, and
-    prints their names and how well the maps keep to the painted region. Needs no GPU and no download.
+    Paints a reference into a scene and leaves in a folder: the trace demo.zarr, the maps of every level and direction
+    as pictures, and report.html to explore the attention in a browser. Takes about a minute on two cores, and needs no
+    GPU and no download.
     """
-    from attrace.analysis import open_trace, score_trace
-    from attrace.analysis.maps.masks import trace_mask
+    from attrace.analysis import open_trace, score_trace, write_report
 
     path = output / "demo.zarr"
     output.mkdir(parents=True, exist_ok=True)
@@ -38,20 +40,62 @@ def demo(output: Path, reference: Path | None, seed: int, steps: int, overwrite:
     with recorder_at_work("demo"):
         from attrace.demo.run import record_demo
 
-        say("recording the bundled model ...")
+        say("painting the reference into the scene, and recording the attention ...")
         record_demo(path, reference=reference, seed=seed, steps=steps, overwrite=overwrite)
     trace = open_trace(path)
     say("drawing every map ...")
     with dask_progress():
         files = [path, *_save_pictures(trace, output, overwrite=overwrite)]
-    mask = trace_mask(trace)
-    scores = score_trace(trace, {} if mask is None else {"r2g": mask})
+        files.append(write_report(trace, output / "report.html", overwrite=overwrite).path)
+    scores = score_trace(trace)
     if as_json:
         print_json({"files": [str(file) for file in files], "scores": scores_as_json(scores)})
         return
-    print_paths(files)
+    _print_files(trace, output)
     show()
-    print_scores(scores)
+    _print_numbers(scores)
+    show()
+    show(f"To explore it, open {output / 'report.html'} in a browser. Every number: attrace score {path}")
+
+
+def _print_files(trace: Trace, folder: Path) -> None:
+    counts = f"{trace.steps} steps, {len(trace.layers)} layers, {len(trace.heads)} heads"
+    rows = [
+        ["file", "what it is"],
+        [str(folder / "demo.zarr"), f"the trace: all attention to the reference ({counts})"],
+        [str(folder / "report.html"), "the explorer: point at a patch to see where the model looked for it"],
+        [str(folder / "generated.png"), "the painted picture"],
+        [str(folder / "*_r2g.png"), "maps over the painted picture: where the reference acts"],
+        [str(folder / "*_g2r.png"), "maps over the reference: which parts of it are used"],
+    ]
+    print_table(rows)
+
+
+def _print_numbers(scores: xr.Dataset) -> None:
+    """Print the numbers that need the least explanation, each beside one to compare it with."""
+    from attrace.analysis.scores.trace_scores import scores_by_direction
+
+    r2g = scores_by_direction(scores).get("r2g")
+    rows = [["of the run", "value", "compare"]]
+    if r2g is not None and "imacs" in r2g:
+        shares = [f"{float(r2g[name]):.1%}" for name in ("inside", "area")]
+        rows.append(["attention that acts inside the painted region", shares[0], f"{shares[1]} if it were even"])
+        rows.append(
+            [
+                f"IMACS of that map, ulam_r2g ({r2g['map'].values})",
+                f"{float(r2g['imacs']):.3f}",
+                "-3 to 1, higher is better",
+            ]
+        )
+    if "psnr_inside" in scores:
+        rows.append(
+            [
+                "PSNR of the painted region against the truth",
+                f"{float(scores['psnr_inside']):.1f} dB",
+                "higher is better",
+            ]
+        )
+    print_table(rows, right=(1,))
 
 
 def _save_pictures(trace: Trace, folder: Path, *, overwrite: bool) -> list[Path]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging
 
 from attrace.demo.joint import JointInpaintPipeline
 from attrace.demo.pictures import load_pictures
@@ -21,7 +22,9 @@ def load_pipeline(folder: Path | None = None) -> InpaintPipeline:
     folder = folder or WEIGHTS
     name = json.loads((folder / "model_index.json").read_text())["_class_name"]
     kind = {one.__name__: one for one in (ReferenceInpaintPipeline, JointInpaintPipeline)}[name]
+    logging.disable_progress_bar()  # of reading three small files
     pipeline: InpaintPipeline = kind.from_pretrained(folder, local_files_only=True)
+    logging.enable_progress_bar()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -59,6 +62,7 @@ def record_demo(
         input=pictures.scene,
         seed=seed,
         model_id="attrace demo",
+        values=True,
         overwrite=overwrite,
     ) as recording:
         recording.images["truth"] = pictures.truth

@@ -14,7 +14,7 @@ from support.commands import box_mask, examples_of, noise_picture
 from support.traces import make_trace
 
 import attrace.demo.run
-from attrace.analysis import open_trace
+from attrace.analysis import imacs, open_trace
 from attrace.cli import main
 
 from .conftest import Run
@@ -46,10 +46,13 @@ def _small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_demo_leaves_a_trace_pictures_and_scores(run: Run) -> None:
     result = run("demo", "-o", "out", "--steps", 5)
     printed = succeeded(result)
-    names = [f"{level}_{direction}" for direction in ("r2g", "g2r") for level in ("ulam", "tlam", "hlam", "llam")]
-    files = ["demo.zarr", "generated.png", *(f"{name}.png" for name in [*names, "sram_r2g", "sram_g2r"])]
-    assert printed.splitlines()[: len(files)] == [f"out/{name}" for name in files]
-    assert "IMACS" in printed
+    levels = ("ulam", "tlam", "hlam", "llam", "sram")
+    maps = [f"{level}_{direction}.png" for direction in ("r2g", "g2r") for level in levels]
+    files = ["demo.zarr", "generated.png", "report.html", *maps]
+    for named in ("demo.zarr", "generated.png", "report.html", "*_r2g.png", "*_g2r.png"):
+        assert f"out/{named} " in printed
+    assert "6.2% if it were even" in printed
+    assert f"{float(imacs(open_trace('out/demo.zarr').ulam(direction='r2g'), box_mask(64))):.3f}" in printed
     assert sorted(path.name for path in Path("out").iterdir()) == sorted(files)
     assert open_trace("out/demo.zarr").steps == 5
     assert "recording" in result.stderr
@@ -62,7 +65,7 @@ def test_demo_overwrites_only_when_told(run: Run) -> None:
     assert refused.exit_code == 1
     assert "--overwrite" in refused.stderr
     told = json.loads(succeeded(run("demo", "-o", "out", "--steps", 3, "--overwrite", "--json")))
-    assert len(told["files"]) == 12
+    assert len(told["files"]) == 13
     assert set(told["scores"]) == {"ulam_r2g", "ulam_g2r"}
     assert open_trace("out/demo.zarr").steps == 3
 
