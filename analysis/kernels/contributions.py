@@ -102,7 +102,8 @@ def _attention(values: SiteValues, dtype: np.dtype[Any]) -> Iterator[tuple[slice
     for start in range(0, rows.shape[1], step):
         place = slice(start, start + step)
         block = rows[:, place].astype(dtype)
-        block = (block if columns is None else block @ columns) + bias
+        block = block if columns is None else block @ columns
+        block += bias
         shifts = block.max(axis=2) if values.lse is None else values.lse[:, place].astype(dtype)
         # a query whose keys are all hidden has the log-sum-exp -inf
         block -= np.where(shifts == -np.inf, 0, shifts)[..., None]

@@ -150,8 +150,8 @@ def _of_contributions(trace: Trace, plans: list[GridPlan], contribution: Contrib
     if without:
         layers = ", ".join(path for one in without for path in one.paths)
         raise InputError(
-            f"trace {trace.path} holds no values of {layers}, so their contribution is not known (attrace info says "
-            "why): choose the others with layers= (--layers)"
+            f"trace {trace.path} holds no values of {layers}, so their contribution is not known (attrace info "
+            "--layers says why): choose the others with layers= (--layers)"
         )
     return [replace(plan, marginals=replace(plan.marginals, contribution=contribution)) for plan in several]
 

@@ -75,12 +75,17 @@ def describe_keys(site_class: SiteClass) -> str:
     return f"{site_class.keys} keys ({' + '.join(parts)})"
 
 
+def stored_as(site_class: SiteClass) -> str:
+    """Encoding and data type of a class, such as `factors float16 and values`."""
+    return f"{site_class.encoding} {site_class.dtype}{'' if site_class.channels is None else ' and values'}"
+
+
 def _class_line(selected: SelectedClass) -> str:
     one = selected.site_class
     queries = f"{one.query_grid[0]}x{one.query_grid[1]}" if one.query_grid else f"{one.queries}"
     return (
         f"{len(selected.layers)} in {one.group}: {len(selected.heads)} heads, {queries} queries, "
-        f"{describe_keys(one)}, {one.encoding} {one.dtype}"
+        f"{describe_keys(one)}, {stored_as(one)}"
     )
 
 

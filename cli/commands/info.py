@@ -62,6 +62,8 @@ def _print_facts(trace: Trace, sizes: dict[str, int] | None) -> None:
 
 
 def _print_classes(trace: Trace, sizes: dict[str, int] | None) -> None:
+    from attrace.analysis.trace.summary import stored_as
+
     rows = [["group", "context", "branch", "layers", "heads", "queries", "keys", "stored as", "size"]]
     for one in trace.manifest.classes:
         size = "" if sizes is None else bytes_text(sizes.get(one.group, 0))
@@ -74,7 +76,7 @@ def _print_classes(trace: Trace, sizes: dict[str, int] | None) -> None:
                 str(one.heads),
                 _grid(one.queries, one.query_grid),
                 _keys(one),
-                f"{one.encoding} {one.dtype}",
+                stored_as(one),
                 size,
             ]
         )

@@ -33,6 +33,7 @@ def with_contributions(tmp_path: Path) -> Path:
 
 def test_every_command_gives_the_number_of_the_function(run: Run, with_contributions: Path) -> None:
     shutil.copytree(with_contributions, "again.zarr")
+    assert "factors float32 and values" in run("info", "run.zarr").stdout
     trace = open_trace(with_contributions)
     mask = trace_mask(trace)
     assert mask is not None
