@@ -201,7 +201,9 @@ class Census(TorchFunctionMode):
         call.used.add(candidate)
         if not self._trust_hooks:
             self.intercepted.add(candidate.module)
-        self._deliver(candidate, replace(used, is_self=call.projected[candidate].is_self))
+        # where hooks stay, they will not see the values of later steps
+        value = None if self._trust_hooks else used.value
+        self._deliver(candidate, replace(used, is_self=call.projected[candidate].is_self, value=value))
 
     def _watch_xformers(self) -> None:
         """Wrap the one function of xformers that modules attend with, which no mode of torch sees."""

@@ -154,11 +154,14 @@ class _NoOutput:
         return attended.transpose(1, 2).flatten(2)
 
 
-def test_hooks_do_not_see_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize("capture", ["auto", "hooks"])
+def test_hooks_do_not_see_values(capture: Any, tmp_path: Path) -> None:
     unet, path = models.tiny_unet(), tmp_path / "run.zarr"
-    unet.set_attn_processor(_eager())
-    with record(unet, path, context="text", values=True) as recording:
-        call(unet, torch.zeros(1, 16, 32))
+    if capture == "auto":
+        unet.set_attn_processor(_eager())
+    with record(unet, path, context="text", values=True, capture=capture, strict=True) as recording:
+        call(unet, torch.zeros(3, 16, 32))
+    assert read_manifest(path).steps == 3
     (reason,) = [one for one in recording.statistics.left_out if one.startswith("values: hooks do not see them")]
     assert len(recording.statistics.left_out[reason]) == 4
 
