@@ -123,7 +123,7 @@ class KeptChanges:
 
 
 def digest_of_inputs(inputs: Mapping[str, Any]) -> str:
-    """SHA-256 of what goes into a call: the values of pictures and tensors, the text of everything else."""
+    """SHA-256 of what goes into a call: the values of pictures, arrays and tensors, the text of everything else."""
     digest = hashlib.sha256()
     for name, value in sorted(inputs.items()):
         digest.update(json.dumps(name).encode())
@@ -136,6 +136,10 @@ def _add_value(digest: hashlib._Hash, value: Any) -> None:
         digest.update(f"[{len(value)}]".encode())
         for one in value:
             _add_value(digest, one)
+    elif isinstance(value, Mapping):
+        digest.update(digest_of_inputs({str(name): one for name, one in value.items()}).encode())
+    elif isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
     elif isinstance(value, PIL.Image.Image):
         digest.update(json.dumps([value.mode, *value.size]).encode() + value.tobytes())
     elif isinstance(value, Tensor):

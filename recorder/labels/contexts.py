@@ -86,6 +86,8 @@ class ContextSplitter:
         """Tokens of the text that the denoiser was given."""
         self._pictures: set[int] = set()
         """Tokens that it may have made of the pictures it was given."""
+        self._listed: tuple[set[int], set[int]] | None = None
+        """The same of texts and of pictures that it was given as lists; None if it was not."""
         self.joined: set[str] = set()
         """Sites, by path, whose self-attention something is joined to, though the profile does not say so."""
         self.guesses: dict[str, None] = {}
@@ -100,6 +102,7 @@ class ContextSplitter:
         text = text[0] if isinstance(text, tuple) and text else text
         self._text = text.shape[1] if isinstance(text, Tensor) and text.ndim == 3 else None
         self._pictures = set(_numbers_of_tokens(arguments.get("hidden_states")))
+        self._listed = _listed_tokens(arguments)
 
     def contexts_of(self, candidate: Candidate, projections: Projections) -> tuple[Context, ...]:
         """What the keys of a call are: one context, or several that are attended to at once."""
@@ -140,9 +143,17 @@ class ContextSplitter:
 
     def _refuse_text_among_own(self, candidate: Candidate, projections: Projections) -> None:
         """Refuse self-attention whose tokens are text and picture, of which no added projection tells."""
+        tokens = projections.query.shape[2]
+        if self._listed is not None:
+            texts, listed = self._listed
+            if tokens in texts or tokens not in listed:
+                raise CaptureError(
+                    f"{candidate.path} attends to {tokens} tokens of texts and pictures that the denoiser was given as "
+                    "lists: which of them are text is not known. Leave it out with layers=, which may name the layers "
+                    "over the picture alone"
+                )
         if self._text is None or self._profile.joint is not None:
             return
-        tokens = projections.query.shape[2]
         pictures = self._pictures | {math.prod(grid) for grid in self._grids.possible(candidate.path)}
         if tokens not in pictures and tokens - self._text in pictures:
             raise CaptureError(
@@ -233,6 +244,22 @@ class ContextSplitter:
     def _rule(self, candidate: Candidate) -> str | None:
         rule = self._profile.rule_of(candidate.path)
         return None if rule is None else rule.keys
+
+
+def _listed_tokens(arguments: Mapping[str, Any]) -> tuple[set[int], set[int]] | None:
+    """Numbers of tokens that texts (token, feature) and pictures (channel, frame, row, column) in lists may have.
+
+    Z-Image is called so; it fills up both to a multiple of 32.
+    """
+    listed = [one for value in arguments.values() if isinstance(value, list) for one in value]
+    tensors = [one for one in listed if isinstance(one, Tensor)]
+    texts = {len(one) for one in tensors if one.ndim == 2}
+    areas = {math.prod(one.shape[1:]) for one in tensors if one.ndim == 4}
+    pictures = {area // patch for area in areas for patch in (1, 4, 16)}
+    if not texts or not pictures:
+        return None
+    full_texts, full_pictures = ({math.ceil(one / 32) * 32 for one in found} for found in (texts, pictures))
+    return texts | full_texts, pictures | full_pictures
 
 
 def _patch_size(denoiser: nn.Module) -> int:

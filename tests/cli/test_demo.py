@@ -60,6 +60,15 @@ def test_demo_leaves_a_trace_pictures_and_scores(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("_small_demo")
+def test_the_score_of_the_demo_is_that_of_score(run: Run) -> None:
+    printed = json.loads(succeeded(run("demo", "-o", "out", "--steps", 2, "--json")))["scores"]
+    scored = json.loads(succeeded(run("score", "out/demo.zarr", "--json")))
+    for name in ("ulam_r2g", "ulam_g2r"):
+        assert printed[name] == scored[name]
+    assert isinstance(printed["ulam_r2g"]["imacs"], float)
+
+
+@pytest.mark.usefixtures("_small_demo")
 def test_demo_overwrites_only_when_told(run: Run) -> None:
     Path("out/demo.zarr").mkdir(parents=True)
     refused = run("demo", "-o", "out", "--steps", 2)

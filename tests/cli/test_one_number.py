@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import attrace
 from attrace.analysis import imacs, open_trace, ulam, write_report
 from attrace.analysis.maps.masks import trace_mask
 
@@ -51,3 +53,14 @@ def test_every_command_gives_the_number_of_the_function(run: Run, trace: Path, o
         assert found is not None
         assert float(found[2]) == pytest.approx(float(imacs(heat, mask)), rel=1e-3)
         assert found[1] == f"r2g, {score['map']}"
+
+
+def test_the_notebook_gives_the_number_of_score(run: Run, trace: Path) -> None:
+    """Its own cell, run on another trace."""
+    notebook = json.loads((Path(__file__).parents[2] / "examples/walkthrough.ipynb").read_text(encoding="utf-8"))
+    (cell,) = (one for one in notebook["cells"] if "imacs(" in "".join(one["source"]))
+    names: dict[str, Any] = {name: getattr(attrace, name) for name in ("ulam", "hlam", "tlam")}
+    names["trace"] = open_trace(trace)
+    exec("".join(cell["source"]), names)
+    score = json.loads(run("score", "run.zarr", "--json").stdout)["ulam_r2g"]
+    assert float(names["scores"]["IMACS"]) == pytest.approx(score["imacs"], rel=1e-6)

@@ -195,7 +195,7 @@ def main() -> None:
                 if faults[last] == 1 or arguments.only is not None:
                     say(f"input {number}:\n{fault}")
             tried, number = tried + 1, number + 1
-            if tried % 500 == 0:
+            if tried % 100 == 0:
                 say(f"{tried} inputs, {sum(faults.values())} faults of {len(faults)} kinds")
     say(f"{tried} inputs, {sum(faults.values())} faults of {len(faults)} kinds")
     sys.exit(1 if faults else 0)

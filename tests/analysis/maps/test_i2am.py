@@ -14,6 +14,7 @@ from support.traces import site_class
 from attrace.analysis import Trace, as_published, imacs, open_trace, open_traces
 from attrace.analysis.maps import i2am
 from attrace.schemas import InputError, SiteClass
+from attrace.schemas.words import DIRECTIONS
 
 Array = NDArray[np.float64]
 
@@ -119,6 +120,43 @@ class TestLevels:
         speck[17, 17] = True
         with pytest.raises(InputError, match="no patch of 4 x 3 has its first pixel inside"):
             i2am.sram(trace, speck)
+
+    def test_the_map_that_is_scored(self, trace: Trace) -> None:
+        for direction in DIRECTIONS:
+            xr.testing.assert_identical(
+                i2am.scored_map(trace, direction, "stableviton"), i2am.ulam(trace, direction=direction)
+            )
+        assert i2am.scored_map(trace.sel(context="image-prompt"), "g2r", "stableviton") is None
+
+    def test_the_map_that_viton_step_1_scores(self, trace: Trace) -> None:
+        """Of all layers but the middle block; that of the reference of the queries inside the mask alone."""
+        shares = summed(2)
+        mask = np.zeros((64, 48), bool)
+        mask[:32, :24] = True  # a quarter of each grid: whole cells but of (4, 3), whose column 1 it covers by half
+        inside = {
+            grid: np.kron(mask, np.ones(1))
+            .reshape(grid[0], 64 // grid[0], grid[1], 48 // grid[1])
+            .mean(axis=(1, 3))
+            .ravel()
+            for grid in ((2, 2), (4, 3), (8, 6))
+        }
+        expected = []
+        for path, (one, share) in shares.items():
+            if "warp_flow_blks" not in path:
+                continue
+            assert one.query_grid is not None
+            weights = inside[one.query_grid]
+            heads = np.tensordot(share, weights, (1, 0)) / weights.sum()
+            on_grid = heads.reshape(-1, *one.query_grid)  # keys lie on a grid like that of the queries
+            expected += [np.maximum(bicubic(head, (8, 6)), 0) for head in on_grid]
+        found = i2am.scored_map(trace, "g2r", "viton-step-1", mask)
+        assert found is not None
+        check(found, np.mean(expected, axis=0))
+        middle = trace.sel(context="image-prompt")
+        of_picture = i2am.scored_map(middle, "r2g", "viton-step-1", mask)
+        assert of_picture is not None
+        check(of_picture, np.mean(list(published_r2g().values()), axis=(0, 1)))
+        assert i2am.scored_map(middle.sel(layer="middle*"), "r2g", "viton-step-1") is None
 
     def test_layers_of_ones_own_take_the_same_formula(self, trace: Trace) -> None:
         found = i2am.ulam(trace, direction="g2r", layers=FLOW.format(3))

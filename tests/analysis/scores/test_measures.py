@@ -74,6 +74,27 @@ class TestImacs:
         assert float(imacs(a_map(values, direction="r2g"), MASK, variant="stableviton")) == pytest.approx(expected)
 
     @pytest.mark.parametrize(
+        ("variant", "direction", "expected"),
+        [
+            # scaled [[0, 1/4], [1/2, 1]]
+            ("plain", "r2g", (1 / 4 + 1) / 2 - 3 * (0 + 1 / 2) / 2),
+            ("plain", "g2r", (1 / 4 + 1) / 2 - 3 * (0 + 1 / 2) / 2),
+            # up to 0.4 is 0: [[0, 0], [1/2, 1]]
+            ("viton-step-1", "r2g", (0 + 1) / 2 - 3 * (0 + 1 / 2) / 2),
+            ("viton-step-1", "g2r", (0 + 1) / 2 - 3 * (0 + 1 / 2) / 2),
+            # inverted: [[1, 3/4], [1/2, 0]]
+            ("stableviton", "r2g", (3 / 4 + 0) / 2 - 3 * (1 + 1 / 2) / 2),
+            # times the mask, then scaled: [[0, 1/4], [0, 1]], and 1/4 is 0
+            ("stableviton", "g2r", (0 + 1) / 2 - 3 * (0 + 0) / 2),
+        ],
+    )
+    def test_every_variant_by_hand(self, variant: Any, direction: str, expected: float) -> None:
+        """An uneven map [[0, 2], [4, 8]], of which the mask covers the right column."""
+        uneven = a_map([[0, 2], [4, 8]], direction=direction)
+        found = imacs(uneven, np.array([[0, 1], [0, 1]], bool), variant=variant)
+        assert float(found) == pytest.approx(expected, abs=1e-6)
+
+    @pytest.mark.parametrize(
         ("attribution", "mask", "options", "message"),
         [
             (a_map(MASK), np.ones((4, 4), bool), {}, "covers the whole map"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ def test_inputs_are_told_apart_by_what_they_hold() -> None:
         {"scale": 2.5},
     ]
     assert len({digest_of_inputs(inputs | other) for other in [{}, *others]}) == 5
+
+
+@pytest.mark.parametrize(
+    "hold", [lambda one: [one], lambda one: {"image": one}, lambda one: [np.asarray(one)], lambda one: {"a": [one]}]
+)
+def test_inputs_are_told_apart_by_what_their_lists_hold(hold: Callable[[Any], Any]) -> None:
+    """Large arrays, whose text leaves most out, and pictures, whose text has their address."""
+    first, same, other = (hold(picture(seed=seed).resize((64, 64))) for seed in (0, 0, 1))
+    assert digest_of_inputs({"images": first}) == digest_of_inputs({"images": same})
+    assert digest_of_inputs({"images": first}) != digest_of_inputs({"images": other})
 
 
 def test_equal_choices_are_one_run_and_another_picture_is_refused(tmp_path: Path) -> None:

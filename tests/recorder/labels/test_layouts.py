@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionInpaintPipeline
+from diffusers import StableDiffusionInpaintPipeline, ZImageTransformer2DModel
 from support import models, transformers
 from support.reading import read_manifest
 from torch import Tensor, nn
@@ -245,3 +245,30 @@ def test_text_and_picture_in_one_sequence_need_a_profile(self_attention: bool, t
         denoiser(*given)
     (one,) = read_manifest(tmp_path / "mine.zarr").classes
     assert (one.context, one.keys, one.query_grid) == ("text", 5, (3, 4))
+
+
+@pytest.mark.parametrize("layers", [None, "noise_refiner*", "context_refiner*", "layers*"])
+def test_texts_and_pictures_in_lists(layers: str | None, tmp_path: Path) -> None:
+    """Z-Image: layers of the picture alone, of the text alone, and of both, none of which says what its tokens are."""
+    model = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=8,
+        axes_dims=[4, 6, 6],
+        axes_lens=[128, 64, 64],
+    ).eval()
+
+    def run() -> None:
+        with record(model, tmp_path / "run.zarr", self_attention=True, layers=layers, context="text"), torch.no_grad():
+            model([torch.ones(4, 1, 16, 16)], torch.tensor([0.5]), [torch.ones(5, 8)])
+
+    if layers == "noise_refiner*":
+        run()
+        assert [one.context for one in read_manifest(tmp_path / "run.zarr").classes] == ["self"]
+        return
+    with pytest.raises(CaptureError, match="given as lists: which of them are text is not known"):
+        run()
