@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -81,6 +82,7 @@ def aggregate(
     settings = settings or Settings()
     parts.mkdir(parents=True, exist_ok=True)
     found, broken = _part_files(find_traces(sources, storage_options=storage_options), parts, settings, storage_options)
+    _tell_copies(found)
     missing = {part: path for path, part in reversed(found.items()) if _read_part(part) is None}
     with engine() if executor is None else nullcontext(executor) as pool:
         results = results_in_order(pool, statistics_or_reason, missing.values(), settings, storage_options)
@@ -113,6 +115,17 @@ def _part_files(
         found = dict(zip(paths, pool.map(part_of, paths), strict=True))
     broken = {path: str(one) for path, one in found.items() if isinstance(one, Exception)}
     return {path: one for path, one in found.items() if isinstance(one, Path)}, broken
+
+
+def _tell_copies(found: Mapping[str, Path]) -> None:
+    """Warn of traces that are copies of one another: each counts, and together they look like more than they are."""
+    first: dict[Path, str] = {}
+    for path, part in found.items():
+        first.setdefault(part, path)
+    copies = [f"{path} of {first[part]}" for path, part in found.items() if first[part] != path]
+    if copies:
+        more = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
+        warnings.warn(f"{copies[0]}{more} are copies: they are computed once, and each counts", stacklevel=3)
 
 
 def _write_part(statistics: xr.Dataset, path: Path) -> None:

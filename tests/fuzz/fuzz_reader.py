@@ -66,25 +66,27 @@ def bases(folder: Path) -> list[Path]:
     return [*made, *(pack(path, path.with_suffix(".zip")) for path in made)]
 
 
-def ways_to_read(source: str, folder: Path) -> list[Callable[[], object]]:
+def ways_to_read(source: str, folder: Path, *, studies: bool) -> list[Callable[[], object]]:
     """What a user does with a trace, wherever it is; what is written goes to a folder."""
-    settings = Settings(groups=2)
-    return [
+    ways: list[Callable[[], object]] = [
         lambda: ulam(open_trace(source), direction="r2g").compute(),
         lambda: [image.compute() for image in open_trace(source).images.values()],
         lambda: verify(source),
         lambda: list(diff(source, source)),
         lambda: score_trace(open_trace(source)),
         lambda: write_report(open_trace(source), folder / "report.html", overwrite=True),
-        lambda: compare(source, source, settings=settings, executor=ThreadPoolExecutor(1)),
     ]
+    if studies:
+        settings, one = Settings(groups=2), ThreadPoolExecutor(1)
+        ways.append(lambda: compare(source, source, settings=settings, executor=one))
+        ways.append(lambda: aggregate(source, folder / "parts", settings=settings, executor=one))
+    return ways
 
 
-def use(path: Path) -> None:
+def use(path: Path, *, studies: bool = True) -> None:
     """Read a trace in every way; each ends in a result or in an error of attrace or of the system."""
     ways = [
-        *ways_to_read(str(path), path.parent),
-        lambda: aggregate(str(path), path.parent / "parts", executor=ThreadPoolExecutor(1)),
+        *ways_to_read(str(path), path.parent, studies=studies),
         lambda: pack(path, path.with_name("packed.zip"), overwrite=True),
         lambda: pack(
             open_trace(path).sel(time=slice(0, 0)), path.with_name("recoded.zip"), codec="none", overwrite=True
@@ -97,14 +99,16 @@ def use(path: Path) -> None:
     try_all(ways)
 
 
-def use_remotely(path: Path) -> None:
+def use_remotely(path: Path, *, studies: bool = True) -> None:
     """Read a trace from a web server, in every way that there is, and pull it."""
     with serving(path.parent) as served:
         source = f"{served.address}/{path.name}"
-        try_all([*ways_to_read(source, path.parent), lambda: pull(source, path.with_name("pulled.zarr"))])
+        try_all(
+            [*ways_to_read(source, path.parent, studies=studies), lambda: pull(source, path.with_name("pulled.zarr"))]
+        )
 
 
-def use_jobs(path: Path) -> None:
+def use_jobs(path: Path, **_: bool) -> None:
     """Read a list of jobs."""
     try_all([lambda: read_jobs(path, path.parent)])
 
@@ -149,7 +153,7 @@ def try_input(number: int, originals: list[Path], folder: Path) -> str | None:
     before = {file for file in folder.rglob("*") if target not in file.parents}
     signal.signal(signal.SIGPROF, too_long)
     try:
-        kind(path)
+        kind(path, studies=random_.random() < 0.2)  # they take most of the time
     except (Exception, Hang):
         return traceback.format_exc()
     outside = {file for file in folder.rglob("*") if target not in file.parents} - before

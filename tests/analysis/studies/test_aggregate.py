@@ -167,6 +167,15 @@ def test_a_part_that_was_cut_off_is_computed_again(
     assert made.dataset.identical(expected)
 
 
+def test_copies_of_a_trace_are_computed_once_and_told(runs: Path, tmp_path: Path) -> None:
+    for name in ("0.zarr", "again.zarr", "more.zarr"):
+        shutil.copytree(runs / "0.zarr", tmp_path / "runs" / name)
+    with Counting() as pool, pytest.warns(UserWarning, match=r"again\.zarr of .*0\.zarr and 1 more are copies"):
+        made = aggregate(tmp_path / "runs", tmp_path / "parts", settings=SETTINGS, executor=pool)
+    assert len(pool.sizes) == 1
+    assert made.dataset.sizes["trace"] == 3
+
+
 def test_a_broken_trace_is_reported_and_stops_no_other(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "runs")
     (tmp_path / "runs/0.zarr/zarr.json").write_text("{")
