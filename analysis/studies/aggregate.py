@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +37,8 @@ class Aggregate:
     score)."""
     broken: Mapping[str, str]
     """Why each trace that is left out could not be read, by its path."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """The trace that each copy is one of, both by path: it is not computed again, but counts."""
 
 
 def aggregate(
@@ -82,7 +83,6 @@ def aggregate(
     settings = settings or Settings()
     parts.mkdir(parents=True, exist_ok=True)
     found, broken = _part_files(find_traces(sources, storage_options=storage_options), parts, settings, storage_options)
-    _tell_copies(found)
     missing = {part: path for path, part in reversed(found.items()) if _read_part(part) is None}
     with engine() if executor is None else nullcontext(executor) as pool:
         results = results_in_order(pool, statistics_or_reason, missing.values(), settings, storage_options)
@@ -97,7 +97,7 @@ def aggregate(
     if not usable:
         first = next(iter(broken.items()))
         raise InputError(f"none of {len(broken)} traces can be aggregated; the first, {first[0]}: {first[1]}")
-    return Aggregate(_combine(usable, settings, seed), broken)
+    return Aggregate(_combine(usable, settings, seed), broken, _copies(usable))
 
 
 def _part_files(
@@ -117,15 +117,10 @@ def _part_files(
     return {path: one for path, one in found.items() if isinstance(one, Path)}, broken
 
 
-def _tell_copies(found: Mapping[str, Path]) -> None:
-    """Warn of traces that are copies of one another: each counts, and together they look like more than they are."""
+def _copies(found: Mapping[str, Path]) -> dict[str, str]:
+    """The first trace with the same statistics of each that is not the first."""
     first: dict[Path, str] = {}
-    for path, part in found.items():
-        first.setdefault(part, path)
-    copies = [f"{path} of {first[part]}" for path, part in found.items() if first[part] != path]
-    if copies:
-        more = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
-        warnings.warn(f"{copies[0]}{more} are copies: they are computed once, and each counts", stacklevel=3)
+    return {path: first[part] for path, part in found.items() if first.setdefault(part, path) != path}
 
 
 def _write_part(statistics: xr.Dataset, path: Path) -> None:

@@ -120,6 +120,8 @@ def aggregate(
         made = aggregate_traces(sources, folder, settings=settings, executor=pool, seed=seed, progress=progress)
     _write(made, target)
     _report(made, settings.map_name, as_json=as_json)
+    for path, original in made.copies.items():
+        say(f"{path} is a copy of {original}: both count")
     if made.broken:
         listed = "\n".join(f"  {path}: {reason}" for path, reason in made.broken.items())
         raise Failure(f"{len(made.broken)} traces are left out:\n{listed}")

@@ -26,6 +26,7 @@ def test_statistics_are_written_and_the_parts_go(run: Run, two: Path) -> None:
     assert result.exit_code == 0, (result.output, result.exception)
     printed = json.loads(result.stdout)
     assert printed["traces"] == 2
+    assert "runs/b.zarr is a copy of runs/a.zarr: both count" in result.stderr
     with xr.open_zarr(two / "stats.zarr", consolidated=False) as stats:
         assert stats["ulam_mean"].sel(direction="r2g").sizes == {"row": 8, "column": 8}
         assert float(stats["scores"].sel(score="imacs").mean()) == pytest.approx(printed["scores"]["imacs"]["mean"])
