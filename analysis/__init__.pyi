@@ -33,8 +33,13 @@ from .scores.boxes import (
 from .scores.correspondence import (
     correspondence as correspondence,
     correspondence_error as correspondence_error,
+    pck as pck,
 )
 from .scores.effects import effects as effects
+from .scores.matches import (
+    Matches as Matches,
+    match_pictures as match_pictures,
+)
 from .scores.measures import (
     agreement as agreement,
     drift as drift,

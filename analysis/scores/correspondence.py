@@ -100,16 +100,53 @@ def correspondence_error(found: xr.DataArray, truth: ArrayLike) -> xr.DataArray:
     InputError
         If the truth has another shape.
     """
-    dims = ("query_row", "query_column", "axis")
+    distances = _distances(found, truth)
+    medians: xr.DataArray = distances.chunk(query_row=-1, query_column=-1).median(PATCHES, skipna=True)
+    return medians.rename("correspondence_error").assign_attrs(units="cells")
+
+
+def pck(found: xr.DataArray, truth: ArrayLike, *, within: float = 0.1) -> xr.DataArray:
+    """Share of patches that look most at a place near the true one (percentage of correct key points).
+
+    Parameters
+    ----------
+    found, truth
+        As for `correspondence_error`.
+    within
+        Largest distance, as a share of the longer side of the key grid.
+
+    Returns
+    -------
+    xarray.DataArray
+        (layer[, head]): 1 at best; NaN where no patch has a true place.
+
+    Raises
+    ------
+    InputError
+        If the truth has another shape.
+    """
+    distances = _distances(found, truth)
+    longer = xr.ufuncs.maximum(found["key_rows"], found["key_columns"])
+    near = (distances <= within * longer).where(distances.notnull())
+    shares: xr.DataArray = near.mean(PATCHES, skipna=True)
+    return shares.rename("pck").assign_attrs(units="1", within=within)
+
+
+PATCHES: Final = ("query_row", "query_column")
+"""Dims of the patches that look."""
+
+
+def _distances(found: xr.DataArray, truth: ArrayLike) -> xr.DataArray:
+    """Distance of each patch's place from the true one, in cells: (layer[, head], query_row, query_column)."""
+    dims = (*PATCHES, "axis")
     values = np.asarray(truth, np.float64)
     expected = tuple(found.sizes[dim] for dim in dims)
     if values.shape != expected:
         raise InputError(
             f"truth: expected the shape {expected} of (query_row, query_column, axis), found {values.shape}"
         )
-    distances = xr.ufuncs.sqrt(((found - xr.DataArray(values, dims=dims)) ** 2).sum("axis", skipna=False))
-    medians: xr.DataArray = distances.chunk(query_row=-1, query_column=-1).median(dims[:2], skipna=True)
-    return medians.rename("correspondence_error").assign_attrs(units="cells")
+    distances: xr.DataArray = xr.ufuncs.sqrt(((found - xr.DataArray(values, dims=dims)) ** 2).sum("axis", skipna=False))
+    return distances
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from attrace.analysis.maps.masks import area_matrix, coverage
 from attrace.analysis.maps.sram import picture_size
 from attrace.analysis.scores.boxes import Box, mask_box
-from attrace.analysis.scores.correspondence import correspondence, correspondence_error
+from attrace.analysis.scores.correspondence import correspondence, correspondence_error, pck
+from attrace.analysis.scores.matches import Matches, matches_on_grid
 from attrace.analysis.trace.key_segments import picture_keys
 from attrace.analysis.trace.trace import Trace
 from attrace.schemas import InputError
@@ -103,43 +104,47 @@ def places_on_grid(places: ArrayLike, query_grid: tuple[int, int], key_grid: tup
     return on_grid
 
 
-def correspondence_errors(trace: Trace, places: ArrayLike, *, heads: bool = False) -> xr.DataArray:
-    """Correspondence error of every layer whose queries and keys lie on grids.
+def correspondence_scores(trace: Trace, places: ArrayLike | Matches, *, heads: bool = False) -> xr.Dataset:
+    """How far every layer whose queries and keys lie on grids looks from the true places.
 
     Parameters
     ----------
     trace
         The trace, or a selection of it.
     places
-        True places as for `places_on_grid`.
+        True places as for `places_on_grid`, or matched points of both pictures.
     heads
         Of each head by itself.
 
     Returns
     -------
-    xarray.DataArray
-        (layer[, head]) in the order of calls, in cells of the layer's key grid; NaN for a layer none of whose patches
-        has a true place, and for a head that it does not have.
+    xarray.Dataset
+        `correspondence_error`, in cells of the layer's key grid, and `pck` (layer[, head]) in the order of calls; NaN
+        for a layer none of whose patches has a true place, and for a head that it does not have.
 
     Raises
     ------
     InputError
         If no layer has such grids, or the places have another shape.
     """
-    errors = []
+    scores = []
     for one in trace.classes:
         picture, grid = picture_keys(one.site_class), one.site_class.query_grid
         if picture is None or grid is None:
             continue
         found = correspondence(trace, layers=one.paths, heads=heads).compute()
-        truth = places_on_grid(places, grid, picture[1])
+        on_grid = matches_on_grid if isinstance(places, Matches) else places_on_grid
+        truth = on_grid(places, grid, picture[1])  # type: ignore[arg-type]
         if np.isfinite(truth).any():
-            errors.append(correspondence_error(found, truth))
+            of_class = {"correspondence_error": correspondence_error(found, truth), "pck": pck(found, truth)}
         else:
             unknown = found.isel(query_row=0, query_column=0, axis=0, drop=True) * np.nan
-            errors.append(unknown.rename("correspondence_error"))
-    if not errors:
+            of_class = {"correspondence_error": unknown, "pck": unknown}
+        scores.append(xr.Dataset(of_class).reset_coords(drop=True))
+    if not scores:
         raise InputError(f"trace {trace.path}: no selected layer has both queries and keys on a grid")
-    joined: xr.DataArray = xr.concat(errors, "layer", join="outer", coords="minimal", compat="override")
+    joined: xr.Dataset = xr.concat(scores, "layer", join="outer", coords="minimal", compat="override")
     layers = [layer for layer in trace.layers if layer in joined["layer"]]
-    return joined.reset_coords(drop=True).sel(layer=layers).compute()
+    return (
+        joined.sel(layer=layers).compute().assign_attrs({"matches": len(places)} if isinstance(places, Matches) else {})
+    )

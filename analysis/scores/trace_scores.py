@@ -16,7 +16,8 @@ from attrace.analysis.maps.attribution import MapOptions, level_maps, mappable_d
 from attrace.analysis.maps.masks import as_mask, coverage, require_proportions, trace_mask
 from attrace.analysis.maps.sram import opposite, picture_size
 from attrace.analysis.scores.boxes import bounding_box, iou, mask_box
-from attrace.analysis.scores.ground_truth import correspondence_errors
+from attrace.analysis.scores.ground_truth import correspondence_scores
+from attrace.analysis.scores.matches import Matches
 from attrace.analysis.scores.measures import agreement, drift, effective_tokens, entropy, imacs, mass
 from attrace.analysis.scores.perceptual import lpips, require_lpips
 from attrace.analysis.scores.pictures import psnr, ssim
@@ -45,12 +46,16 @@ BETTER: Final[Mapping[str, Literal["higher", "lower", ""]]] = {
     "ssim_inside": "higher",
     "lpips": "lower",
     "correspondence_error": "lower",
+    "pck": "higher",
 }
 """Which way of each score is better; empty where neither is. `docs/scores.md` has the reasons."""
 
 MASK_SCORES: Final = ("imacs", "imacs_stableviton", "imacs_viton_step_1", "inside", "area", "iou")
 """Numbers of a unified map and a mask."""
 
+
+CORRESPONDENCE_SCORES: Final = ("correspondence_error", "pck")
+"""Numbers of each layer and true places."""
 
 PICTURE_SCORES: Final = ("psnr", "ssim", "psnr_inside", "ssim_inside", "lpips")
 """Numbers of a picture and the true one."""
@@ -76,7 +81,7 @@ def score_trace(
     groups: int | None = None,
     compat: i2am.Code | None = None,
     truth: NDArray[np.uint8] | None = None,
-    places: ArrayLike | None = None,
+    places: ArrayLike | Matches | None = None,
     perceptual: bool = False,
     **options: Unpack[MapOptions],
 ) -> xr.Dataset:
@@ -96,7 +101,7 @@ def score_trace(
     truth
         The true picture, uint8 (row, column, channel); by default the picture `truth` of the trace, if there is one.
     places
-        True places as for `places_on_grid`.
+        True places as for `places_on_grid`, or matched points as `match_pictures` finds them.
     perceptual
         Compute LPIPS of the picture and the true one, too.
     **options
@@ -106,8 +111,8 @@ def score_trace(
     -------
     xarray.Dataset
         Along `direction`, with the weighting and grid of the map as `map`, what `score_maps` gives, those of
-        `MASK_SCORES` NaN for a direction without a mask; what `score_picture` gives; and `correspondence_error` (layer)
-        where places are given. The attribute `better` of each says which way is better.
+        `MASK_SCORES` NaN for a direction without a mask; what `score_picture` gives; and `correspondence_error` and
+        `pck` (layer) where places are given. The attribute `better` of each says which way is better.
 
     Raises
     ------
@@ -135,7 +140,8 @@ def score_trace(
     scores = scores.assign_coords(map=("direction", names))
     scores = scores.assign(score_picture(trace, truth, masks.get("r2g"), perceptual=perceptual))
     if places is not None:
-        scores = scores.assign(correspondence_error=correspondence_errors(trace, places))
+        of_places = correspondence_scores(trace, places)
+        scores = scores.assign(of_places).assign_attrs(of_places.attrs)
     return scores.assign(
         {name: scores[name].assign_attrs(better=way) for name, way in BETTER.items() if name in scores}
     )
@@ -272,9 +278,9 @@ def score_table(scores: xr.Dataset) -> list[Score]:
         if name in BETTER
     }
     numbers |= {(name, "generated", ""): scores[name].item() for name in PICTURE_SCORES if name in scores}
-    if "correspondence_error" in scores:
-        errors = scores["correspondence_error"]
-        numbers |= {("correspondence_error", str(one["layer"].values), ""): one.item() for one in errors}
+    for name in CORRESPONDENCE_SCORES:
+        if name in scores:
+            numbers |= {(name, str(one["layer"].values), ""): one.item() for one in scores[name]}
     return [Score(name, of, of_map, value, BETTER[name]) for (name, of, of_map), value in numbers.items()]
 
 

@@ -17,7 +17,8 @@ from attrace.analysis.maps.attribution import mappable_directions
 from attrace.analysis.maps.levels import time_groups
 from attrace.analysis.maps.masks import as_mask, trace_mask
 from attrace.analysis.maps.weights import LayerWeights, by_layer
-from attrace.analysis.scores.ground_truth import correspondence_errors, places_of_mask
+from attrace.analysis.scores.ground_truth import correspondence_scores, places_of_mask
+from attrace.analysis.scores.matches import match_pictures
 from attrace.analysis.studies.engine import Progress, engine, results_in_order
 from attrace.analysis.studies.pairing import stem_of
 from attrace.analysis.studies.trace_statistics import maps_of_heads, statistics_of_heads
@@ -44,6 +45,7 @@ COLUMNS: Final = (
     "agreement",
     "effect",
     "correspondence_error",
+    "pck",
 )
 """Columns of the table."""
 
@@ -63,8 +65,9 @@ class AtlasSettings:
     effects: LayerWeights = EFFECT
     """Effects of layers or heads, as `weights=` of maps: `effect` for those that a trace holds, if it does."""
     places: str | None = None
-    """True places: `mask` where the whole reference was laid on the box of the mask, or a folder with `NAME.npy` for
-    each `NAME.zarr`, as for `places_on_grid`; None where none are known."""
+    """True places: `mask` where the whole reference was laid on the box of the mask, `matches` of both pictures as
+    `match_pictures` finds them, or a folder with `NAME.npy` for each `NAME.zarr`, as for `places_on_grid`; None where
+    none are known."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Atlas:
 
     table: pd.DataFrame
     """Columns `COLUMNS`: entropy in nats and mass inside the mask of the map of a head, on the grid of its layer;
-    agreement of the heads of the layer; measured effect of the layer or head; correspondence error in cells. NaN where
-    there is none."""
+    agreement of the heads of the layer; measured effect of the layer or head; correspondence error in cells, and PCK.
+    NaN where there is none."""
     broken: Mapping[str, str]
     """Why each trace that is left out could not be read, by its path."""
 
@@ -157,9 +160,8 @@ def head_table(trace: Trace, settings: AtlasSettings | None = None) -> pd.DataFr
     ]
     found: xr.Dataset = xr.concat(parts, xr.Variable("direction", list(directions)), join="outer")
     found = found.reset_coords(drop=True).broadcast_like(found["entropy"])
-    found = found.assign(
-        effect=_effects(chosen, settings.effects), correspondence_error=_errors(chosen, spans, settings.places)
-    )
+    found = found.assign(_correspondence(chosen, spans, settings.places).data_vars)
+    found = found.assign(effect=_effects(chosen, settings.effects))
     return _rows(found, chosen, spans)
 
 
@@ -215,25 +217,28 @@ def _effects(trace: Trace, given: LayerWeights) -> xr.DataArray:
         return xr.DataArray(np.nan)
 
 
-def _errors(trace: Trace, spans: list[slice], given: str | None) -> xr.DataArray:
-    """Correspondence error of every head in every group of steps, where true places are known."""
+def _correspondence(trace: Trace, spans: list[slice], given: str | None) -> xr.Dataset:
+    """Correspondence scores of every head in every group of steps, where true places are known."""
+    places: Any
     if given is None:
-        return xr.DataArray(np.nan)
+        return xr.Dataset({"correspondence_error": np.nan, "pck": np.nan})
     if given == "mask":
         mask = trace_mask(trace)
         if mask is None:
             raise InputError(f"trace {trace.path} holds no mask, so its box tells no places")
         places = places_of_mask(trace, mask)
+    elif given == "matches":
+        places = match_pictures(trace)
     else:
         file = Path(given, f"{stem_of(trace.path)}.npy")
         if not file.exists():
             raise InputError(f"trace {trace.path}: expected its true places in {file}, found no such file")
         places = np.load(file, allow_pickle=False)
     groups = [
-        correspondence_errors(trace.sel(time=list(map(int, trace.time[span]))), places, heads=True) for span in spans
+        correspondence_scores(trace.sel(time=list(map(int, trace.time[span]))), places, heads=True) for span in spans
     ]
-    errors: xr.DataArray = xr.concat(groups, "time_group")
-    return errors
+    scores: xr.Dataset = xr.concat(groups, "time_group")
+    return scores
 
 
 def _rows(found: xr.Dataset, trace: Trace, spans: list[slice]) -> pd.DataFrame:

@@ -37,8 +37,8 @@ SUFFIXES = (".parquet", ".csv")
 )
 @click.option(
     "--places",
-    metavar="mask|FOLDER",
-    help="Where the whole reference was laid, or a folder with true places in NAME.npy for each NAME.zarr.",
+    metavar="mask|matches|FOLDER",
+    help="Where the whole reference was laid, SIFT matches, or a folder of true places, NAME.npy for NAME.zarr.",
 )
 @layers_option
 @click.option("--context", type=click.Choice(CONTEXTS), help="What the keys are.")
@@ -63,7 +63,7 @@ def atlas(
 
     SOURCES are traces, folders of them, globs or addresses. One row for each trace, layer, head, group of steps and
     direction: entropy of the head's map, its mass inside the mask, agreement of the heads of the layer, measured
-    effect, and correspondence error where --places tells the truth. pandas and DuckDB read the table.
+    effect, and correspondence error and PCK where --places tells the truth. pandas and DuckDB read the table.
 
     A trace that cannot be read is left out and named at the end; the exit code is then 1.
     """

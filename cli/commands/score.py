@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 @click.option("--truth", metavar="FILE", help="The true picture; by default the picture `truth` in the trace.")
 @click.option(
     "--places",
-    metavar="mask|BOX|FILE.npy",
-    help="Where the whole reference was laid, or true places: scores the correspondence of every layer.",
+    metavar="mask|BOX|FILE.npy|matches",
+    help="Where the whole reference was laid, true places, or SIFT matches: scores the correspondence of every layer.",
 )
 @click.option("--lpips", is_flag=True, help="Compute LPIPS, too: needs attrace[perceptual] and its weights.")
 @click.option(
@@ -88,9 +88,10 @@ def score(
 
     Boxes are top,left,bottom,right in pixels of the mask; --places takes one in pixels of the generated picture. A
     .npy file for --places holds (row, column, 2): for each pixel its row and column in the reference, as shares of
-    the height and width, NaN where it has none. All scores of maps are of one map, which the table names: relative to
-    even attention, on the finest grid of its direction, unless --no-density, --weights, --contribution or
-    --size.
+    the height and width, NaN where it has none. `matches` takes points that SIFT finds in both pictures
+    (attrace[quality]), where no truth is known; where they are too few it says so. All scores of maps are of one map,
+    which the table names: relative to even attention, on the finest grid of its direction, unless --no-density,
+    --weights, --contribution or --size.
     """
     from attrace.analysis import score_trace
     from attrace.analysis.maps.masks import trace_mask

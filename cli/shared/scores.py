@@ -9,7 +9,7 @@ import click
 
 from attrace.cli.shared.inputs import read_picture
 from attrace.cli.shared.options import box
-from attrace.cli.shared.output import print_csv, print_table, show
+from attrace.cli.shared.output import print_csv, print_table, say, show
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from attrace.analysis import Trace
+    from attrace.analysis.scores.matches import Matches
 
 
 def scores_as_json(scores: xr.Dataset) -> dict[str, Any]:
     """Numbers by name of the map, then those of the picture and of the layers, where there are any."""
-    from attrace.analysis.scores.trace_scores import PICTURE_SCORES, scores_by_direction
+    from attrace.analysis.scores.trace_scores import CORRESPONDENCE_SCORES, PICTURE_SCORES, scores_by_direction
 
     told: dict[str, Any] = {}
     for direction, of_map in scores_by_direction(scores).items():
@@ -30,9 +31,11 @@ def scores_as_json(scores: xr.Dataset) -> dict[str, Any]:
     picture = {name: scores[name].item() for name in PICTURE_SCORES if name in scores}
     if picture:
         told["picture"] = picture
-    if "correspondence_error" in scores:
-        errors = scores["correspondence_error"]
-        told["correspondence_error"] = dict(zip(errors["layer"].values.tolist(), errors.values.tolist(), strict=True))
+    for name in CORRESPONDENCE_SCORES:
+        if name in scores:
+            told[name] = dict(zip(scores["layer"].values.tolist(), scores[name].values.tolist(), strict=True))
+    if "matches" in scores.attrs:
+        told["matches"] = scores.attrs["matches"]
     return told
 
 
@@ -61,12 +64,12 @@ def print_scores(scores: xr.Dataset, code: str | None = None) -> None:
     if "psnr" in scores:
         _print_picture(scores)
     if "correspondence_error" in scores:
-        errors = scores["correspondence_error"]
-        lines = zip(errors["layer"].values.tolist(), errors.values.tolist(), strict=True)
+        columns = [scores[name].values.tolist() for name in ("layer", "correspondence_error", "pck")]
+        rows = [[layer, _number(error, 2), _number(share, 2)] for layer, error, share in zip(*columns, strict=True)]
         show()
-        print_table(
-            [["layer", "correspondence error"], *([layer, _number(one, 2)] for layer, one in lines)], right=(1,)
-        )
+        print_table([["layer", "correspondence error", "PCK"], *rows], right=(1, 2))
+        if "matches" in scores.attrs:
+            say(f"{scores.attrs['matches']} points of both pictures match")
 
 
 def print_scores_csv(scores: xr.Dataset) -> None:
@@ -85,13 +88,16 @@ def read_truth(file: str, trace: Trace) -> NDArray[np.uint8]:
     return np.asarray(picture.convert("L" if len(shape) == 2 else "RGB"))
 
 
-def read_places(given: str, trace: Trace, mask: NDArray[np.bool_] | None) -> NDArray[np.float64]:
-    """True places from `mask`, a box, or a file: float64 (row, column, axis)."""
+def read_places(given: str, trace: Trace, mask: NDArray[np.bool_] | None) -> NDArray[np.float64] | Matches:
+    """True places from `mask`, `matches`, a box, or a file: float64 (row, column, axis), or matched points."""
     import numpy as np
 
     from attrace.analysis.maps.sram import picture_size
     from attrace.analysis.scores.ground_truth import places_of_box, places_of_mask
+    from attrace.analysis.scores.matches import match_pictures
 
+    if given == "matches":
+        return match_pictures(trace)
     if given.endswith(".npy"):
         try:
             places: NDArray[np.float64] = np.load(given, allow_pickle=False)

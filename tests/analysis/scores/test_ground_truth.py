@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from support.traces import make_trace, site_class
 
 from attrace.analysis import correspondence, open_trace
-from attrace.analysis.scores.ground_truth import correspondence_errors, places_of_box, places_on_grid
+from attrace.analysis.scores.ground_truth import correspondence_scores, places_of_box, places_on_grid
 from attrace.schemas import InputError
 
 
@@ -53,7 +54,7 @@ def test_the_error_of_every_layer_is_the_median_distance(tmp_path: Path) -> None
         site_class("reference/64x1h2d8", key_grid=None, cls=True, layers=("one.attn2",), first_order=3),
     )
     trace = open_trace(make_trace(tmp_path / "run.zarr", classes).path)
-    errors = correspondence_errors(trace, places_of_box((0, 0, 8, 8), (8, 8)))
+    errors = correspondence_scores(trace, places_of_box((0, 0, 8, 8), (8, 8)))["correspondence_error"]
     assert errors["layer"].values.tolist() == ["down.0.attn2", "up.0.attn2", "mid.attn2"]
     found = correspondence(trace, layers="mid.attn2").values[0]
     distances = np.linalg.norm(found - np.moveaxis(np.mgrid[:4, :4], 0, -1), axis=-1)
@@ -62,18 +63,19 @@ def test_the_error_of_every_layer_is_the_median_distance(tmp_path: Path) -> None
 
 def test_a_layer_too_coarse_for_the_places_has_no_error(tmp_path: Path) -> None:
     trace = open_trace(make_trace(tmp_path / "run.zarr", (site_class(query_grid=(2, 2)),)).path)
-    errors = correspondence_errors(trace, places_of_box((0, 0, 3, 3), (8, 8)))
-    assert errors.isnull().all()
+    errors = correspondence_scores(trace, places_of_box((0, 0, 3, 3), (8, 8)))
+    assert errors["correspondence_error"].isnull().all()
+    assert errors["pck"].isnull().all()
 
 
 def test_heads_have_errors_of_their_own(tmp_path: Path) -> None:
     trace = open_trace(make_trace(tmp_path / "run.zarr").path)
     places = places_of_box((0, 0, 8, 8), (8, 8))
-    errors = correspondence_errors(trace, places, heads=True)
-    assert errors.dims == ("layer", "head")
+    scores = correspondence_scores(trace, places, heads=True)
+    assert scores["pck"].dims == ("layer", "head")
     for head in (0, 1):
-        alone = correspondence_errors(trace.sel(head=head), places)
-        np.testing.assert_array_equal(errors.sel(head=head).values, alone.values)
+        alone = correspondence_scores(trace.sel(head=head), places)
+        xr.testing.assert_equal(scores.sel(head=head, drop=True), alone)
 
 
 def test_what_is_no_place_is_refused(tmp_path: Path) -> None:
@@ -83,4 +85,4 @@ def test_what_is_no_place_is_refused(tmp_path: Path) -> None:
         places_on_grid(np.zeros((4, 4)), (2, 2), (2, 2))
     trace = open_trace(make_trace(tmp_path / "run.zarr", (site_class(key_grid=None, cls=True),)).path)
     with pytest.raises(InputError, match="no selected layer has both"):
-        correspondence_errors(trace, np.zeros((4, 4, 2)))
+        correspondence_scores(trace, np.zeros((4, 4, 2)))

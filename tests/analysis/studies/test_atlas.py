@@ -24,7 +24,7 @@ from attrace.analysis import (
     open_trace,
     ulam,
 )
-from attrace.analysis.scores.ground_truth import correspondence_errors, places_of_mask
+from attrace.analysis.scores.ground_truth import correspondence_scores, places_of_mask
 from attrace.schemas import InputError
 
 CLASSES = (
@@ -69,7 +69,7 @@ def test_every_number_is_that_of_its_function(table: pd.DataFrame, folder: Path)
     trace = open_trace(folder / "0.zarr")
     rows = table[table["trace"] == trace.path].set_index(["layer", "head", "time_group", "direction"])
     errors = {
-        group: correspondence_errors(trace.sel(time=steps), places_of_mask(trace, MASK > 127), heads=True)
+        group: correspondence_scores(trace.sel(time=steps), places_of_mask(trace, MASK > 127), heads=True)
         for group, steps in enumerate((slice(0, 1), slice(2, 4)))
     }
     for (layer, head, group, direction), row in rows.iterrows():
@@ -83,8 +83,8 @@ def test_every_number_is_that_of_its_function(table: pd.DataFrame, folder: Path)
             float(agreement(hlam(part, direction=direction, size=size), "head")), rel=1e-5
         )
         assert row["effect"] == trace.layers.index(layer) + 1
-        error = float(errors[group].sel(layer=layer, head=head))
-        assert row["correspondence_error"] == pytest.approx(error, nan_ok=True)
+        for name, values in errors[group].sel(layer=layer, head=head).data_vars.items():
+            assert row[name] == pytest.approx(float(values), nan_ok=True)
 
 
 def test_what_is_not_known_is_nan(table: pd.DataFrame, folder: Path) -> None:
