@@ -61,6 +61,12 @@ from .studies.atlas import (
     atlas as atlas,
     best_heads as best_heads,
 )
+from .studies.detect import (
+    Detection as Detection,
+    Detections as Detections,
+    detect as detect,
+    read_boxes as read_boxes,
+)
 from .trace.trace import (
     Trace as Trace,
     open_trace as open_trace,

@@ -39,6 +39,7 @@ IN_PLACE = ("precompute", "repair")
 
 ANYWHERE = {
     "aggregate": ("run.zarr", "--size", "8x8", "-o", "stats.csv"),
+    "atlas": ("run.zarr", "--groups", "1", "-o", "atlas.csv"),
     "compare": ("run.zarr", "run.zarr", "--size", "8x8", "--html", "page.html"),
     "export": ("run.zarr", "-o", "run.npz"),
     "maps": ("run.zarr", "--level", "ulam", "-o", "maps.npz"),
@@ -46,8 +47,8 @@ ANYWHERE = {
 }
 """Commands, and arguments that write one file, whose name is the last."""
 
-OTHERS = {"diff", "info", "push", "record", "score", "verify"}
-"""Commands that write no result, or to an address by nature; of `record` see its own tests."""
+OTHERS = {"ablate", "detect", "diff", "info", "push", "record", "score", "verify", "view"}
+"""Commands that write no result, or to an address by nature; of `ablate`, `record` and `view` see their own tests."""
 
 
 def test_every_command_has_its_place() -> None:

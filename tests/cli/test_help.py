@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,9 @@ def test_every_example_works(example: list[str], run: Run, memory: Any) -> None:
     box_mask().save("mask.png")
     noise_picture().save("truth.png")
     shutil.make_archive("packed", "zip", "run.zarr")
+    Path("boxes.csv").write_text("name,top,left,bottom,right\nrun,8,4,24,20\n")
+    coco = {"images": [{"id": 1, "file_name": "run.png"}], "annotations": [{"image_id": 1, "bbox": [4, 8, 16, 16]}]}
+    Path("coco.json").write_text(json.dumps(coco))
     Path("weights.json").write_text('{"*": 1, "up_blocks.0": 2}')
     for copy in ("other.zarr", "before/1.zarr", "after/1.zarr"):
         shutil.copytree("run.zarr", copy)
