@@ -49,6 +49,8 @@ class Comparison:
     """Why each trace whose pair is left out could not be read."""
     only: Mapping[str, tuple[str, ...]]
     """Layers that no trace of the other set has, by side: `a`, `b`."""
+    pairs: tuple[Pair, ...] = ()
+    """The pairs that were compared, in the order of the dataset."""
     sets: Mapping[str, SetDistance] = field(default_factory=dict)
     """How far the pictures of each side, `a` and `b`, are from the true ones as sets; empty where it was not asked."""
 
@@ -133,7 +135,7 @@ def compare(
     dataset = dataset.assign_attrs(
         pairs=len(compared), seed=seed, density=str(settings.density), maps=settings.map_name
     )
-    return Comparison(dataset, pairing.unpaired, broken, collected.only(), distances)
+    return Comparison(dataset, pairing.unpaired, broken, collected.only(), tuple(compared), distances)
 
 
 def ranked_changes(dataset: xr.Dataset) -> dict[str, list[Change]]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from support.browser import chromium
+from support.report_page import Page, assert_shown
 from support.traces import make_trace, site_class
 
-from attrace.analysis import agreement, drift, hlam, imacs, llam, open_trace, psnr, tlam, ulam
-from attrace.analysis.explorer.compare_page import better_side, compare_page, score_rows
+from attrace.analysis import agreement, drift, hlam, imacs, llam, open_trace, psnr, sram, tlam, ulam
+from attrace.analysis.explorer.compare_page import better_side, compare_page, score_rows, verdict
 from attrace.analysis.studies.compare import Comparison, compare, ranked_changes
 from attrace.analysis.studies.trace_statistics import Settings
 from attrace.schemas import InputError
@@ -146,12 +150,65 @@ def test_a_side_is_better_only_where_the_interval_leaves_out_zero() -> None:
 def test_the_page_is_whole_and_escapes_what_comes_from_outside(compared: Comparison) -> None:
     names = ("<script>alert(1)</script>", "b & c")
     page = compare_page(compared, names, paired_by="name")
-    assert "<script" not in page
+    assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "b &amp; c" in page
     assert "alone.zarr" in page
     # four levels of two directions, all inlined
-    assert page.count('<img alt="') == page.count("data:image/png;base64,") == 8
-    assert "http" not in page
+    assert page.count('<figure><img alt="') == page.count('" src="data:image/png;base64,') == 8
+    own = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "http" not in own.replace("http-equiv", "")
     for score, *cells in score_rows(compared, names):
-        assert f"<td>{score}</td><td>{cells[0]}</td>" in page
+        name = f'<abbr title="[^"]*">{score}</abbr>'
+        assert re.search(f"<td>{name}</td><td>{re.escape(cells[0])}</td>", page), score
+
+
+def test_the_verdict_comes_first_and_warns_of_few_pairs(compared: Comparison) -> None:
+    page = compare_page(compared, ("one", "two"), paired_by="name")
+    said = verdict(compared, ("one", "two"))
+    rows = {row[0]: row[-1] for row in score_rows(compared, ("one", "two")) if row[-1]}
+    assert [line.partition(" is better")[0] for line in said if " is better" in line] == list(rows.values())
+    assert said[0] in page
+    assert page.index(said[0]) < page.index("<h2>Scores</h2>")
+    assert f"Over {compared.dataset.attrs['pairs']} pairs an interval says little" in page
+    same = compared.dataset.assign(scores_interval=compared.dataset["scores_interval"] * 0)
+    assert "No score tells one from two" in verdict(replace(compared, dataset=same), ("one", "two"))[0]
+
+
+def test_pairs_that_differ_most_come_first(compared: Comparison) -> None:
+    page = compare_page(compared, ("one", "two"), paired_by="name")
+    changed = np.abs((compared.dataset["scores_b"] - compared.dataset["scores_a"]).transpose("pair", "score").values)
+    relative = changed / np.nanmax(np.where(np.isnan(changed), 0, changed), axis=0)
+    order = np.argsort(-np.nanmean(relative, axis=1), kind="stable")
+    expected = compared.dataset["pair"].values[order].tolist()
+    assert re.findall(r'<section class="linked" data-pair aria-label="Pair ([^"]*)">', page) == expected[:2]
+    table = page.partition("Differences of every pair")[2].partition("</table>")[0]
+    assert re.findall(r"<tr><td>([^<]*)</td>", table) == expected
+
+
+def test_both_traces_of_a_pair_are_explored_together(compared: Comparison, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(compare_page(compared, ("one", "two"), paired_by="name"))
+    pair = compared.dataset["pair"].values.tolist()
+    with chromium(tmp_path / "profile") as driver:
+        first = Page(driver, open_trace(compared.pairs[0].a), where="[data-pair] .explorer:nth-of-type(1) > div")
+        first.open((tmp_path / "page.html").as_uri())
+        other = Page(driver, first.trace, where="[data-pair] .explorer:nth-of-type(2) > div")
+        other.settle()
+        assert first.complaints() == first.requests() == []
+        first.set(**{"from": "generated", "region": [1, 2, 2, 3], "unit": "even"})
+        other.settle()
+        assert other.chosen("generated") == [1, 2, 2, 3]
+        name = first.js("return explorer.el.closest('[data-pair]').getAttribute('aria-label')").removeprefix("Pair ")
+        shown = compared.pairs[pair.index(name)]
+        for page, path in ((first, shown.a), (other, shown.b)):
+            trace = open_trace(path)
+            rows, columns = page.js("return explorer.relation.grids.generated")
+            chosen = np.zeros((rows, columns))
+            chosen[1, 2] = 1
+            assert_shown(page.heat("keys"), sram(trace, chosen), page)
+        other.set(layer=[*other.js("return explorer.relation.layers")].index("up.0"))
+        first.settle()
+        assert first.js("return explorer.relation.layers[explorer.state.layer]") == "up.0"
+        other.set(layer=[*other.js("return explorer.relation.layers")].index("extra"))
+        first.settle()
+        assert first.js("return explorer.state.layer") == -1
