@@ -430,7 +430,7 @@ class Multiples {
     Object.assign(this, { explorer, part, title, one: ALONG[part] });
     this.list = make("div", { class: `tiles ${part}`, role: "radiogroup", "aria-label": title, keydown: (event) => this.key(event) });
     this.play = part === "groups" ? make("button", { type: "button", class: "quiet play", click: () => this.explorer.play() }, "Play") : null;
-    this.element = make("section", { class: part }, make("h3", {}, make("span", {}, title), this.play), this.list);
+    this.element = make("section", { class: part }, make("h2", {}, make("span", {}, title), this.play), this.list);
     if (part === "groups") this.scrub();
   }
 

@@ -96,6 +96,15 @@ class Page:
         """Errors and warnings of the console."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
+    def barriers(self, axe: str) -> list[tuple[str, str]]:
+        """What axe finds on the page with all of it unfolded: rules, and the first element that breaks each."""
+        self.js("for (const one of document.querySelectorAll('details')) one.open = true")
+        self.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": axe})
+        listed = "found.violations.map((one) => [one.id, one.nodes[0].html])"
+        ran = f"axe.run(document).then((found) => arguments[0]({listed}))"
+        found: list[tuple[str, str]] = self.driver.execute_async_script(ran)
+        return found
+
     def requests(self) -> list[str]:
         """Addresses that were asked for, but for files and data."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,9 @@ from support.traces import make_trace, site_class
 from attrace.analysis import hlam, llam, open_trace, sram, tlam, ulam
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+
+
+AXE = Path(os.environ.get("ATTRACE_NODE_MODULES", "")) / "axe-core/axe.min.js"
 
 
 @pytest.fixture(scope="module")
@@ -348,3 +352,16 @@ def test_chosen_patches_are_weighted(driver: Any, opened: Page, tmp_path: Path, 
     assert_shown(page.heat("keys"), sram(page.trace.sel(head=1), box, weights=weights), page)
     page.set(head=-1, layer=2)
     assert_shown(page.heat("keys"), sram(page.trace.sel(layer="up.0"), box, weights=weights), page)
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="ATTRACE_NODE_MODULES has no axe-core")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(driver: Any, opened: Page, tmp_path: Path, scheme: str) -> None:
+    words = site_class(
+        "text/64x3h2d8", key_grid=None, keys=3, key_segments=({"kind": "text", "count": 3},), tokens=("a", "red", "cat")
+    )
+    trace = open_trace(make_trace(tmp_path / "run.zarr", (site_class(), words)).path)
+    features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
+    for page in (Page(driver, opened.trace, tmp_path / "one.html"), Page(driver, trace, tmp_path / "two.html")):
+        assert page.barriers(AXE.read_text()) == []

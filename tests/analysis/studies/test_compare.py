@@ -178,7 +178,8 @@ def test_the_verdict_comes_first_and_warns_of_few_pairs(compared: Comparison) ->
 def test_pairs_that_differ_most_come_first(compared: Comparison) -> None:
     page = compare_page(compared, ("one", "two"), paired_by="name")
     changed = np.abs((compared.dataset["scores_b"] - compared.dataset["scores_a"]).transpose("pair", "score").values)
-    relative = changed / np.nanmax(np.where(np.isnan(changed), 0, changed), axis=0)
+    largest = np.where(np.isnan(changed), 0, changed).max(axis=0)
+    relative = changed / np.where(largest > 0, largest, 1)
     order = np.argsort(-np.nanmean(relative, axis=1), kind="stable")
     expected = compared.dataset["pair"].values[order].tolist()
     assert re.findall(r'<section class="linked" data-pair aria-label="Pair ([^"]*)">', page) == expected[:2]
