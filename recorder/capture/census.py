@@ -48,8 +48,10 @@ class _ModuleCall:
     """Those of them whose attention call was seen."""
     confirmed: dict[Candidate, int] = field(default_factory=dict)
     """Rows, of the batch times the heads, whose softmax was of what hooks saw."""
-    probabilities: Tensor | None = None
-    """Of some queries, as the last softmax gave them; until it is seen what they are multiplied with."""
+    probabilities: tuple[Candidate, Tensor] | None = None
+    """Of some queries, as the last softmax gave them, and whose; until it is seen what they are multiplied with."""
+    multiplied: set[Candidate] = field(default_factory=set)
+    """Those whose probabilities were multiplied with the values that hooks saw."""
 
 
 class Census(TorchFunctionMode):
@@ -128,7 +130,8 @@ class Census(TorchFunctionMode):
         """Take what hooks saw in the module that runs."""
         # the module may change them in place before it is over
         query, key = projections.query.detach().clone(), projections.key.detach().clone()
-        self._running[-1].projected[candidate] = replace(projections, query=query, key=key)
+        value = None if projections.value is None else projections.value.detach().clone()
+        self._running[-1].projected[candidate] = replace(projections, query=query, key=key, value=value)
 
     # -- what is seen
 
@@ -201,9 +204,11 @@ class Census(TorchFunctionMode):
         call.used.add(candidate)
         if not self._trust_hooks:
             self.intercepted.add(candidate.module)
-        # where hooks stay, they will not see the values of later steps
-        value = None if self._trust_hooks else used.value
-        self._deliver(candidate, replace(used, is_self=call.projected[candidate].is_self, value=value))
+        projected = call.projected[candidate]
+        # where hooks stay, the values of later steps are those that they see
+        seen = projected.value if _are_values(used.value, projected.value) else None
+        value = seen if self._trust_hooks else used.value
+        self._deliver(candidate, replace(used, is_self=projected.is_self, value=value))
 
     def _watch_xformers(self) -> None:
         """Wrap the one function of xformers that modules attend with, which no mode of torch sees."""
@@ -229,6 +234,8 @@ class Census(TorchFunctionMode):
         for candidate, projections in call.projected.items():
             if _agree(projections, used):
                 call.confirmed[candidate] = used.query.shape[0] * used.query.shape[1]
+                if _are_values(used.value, projections.value):
+                    call.multiplied.add(candidate)
 
     def _calling_module(self) -> str:
         """Path of the module whose code attends, from the functions that wait."""
@@ -256,22 +263,26 @@ class Census(TorchFunctionMode):
             expected = _scores(projections.of_queries(some)).flatten(0, 1)[done : done + len(found)]
             if _are_alike(found[:, some], expected):
                 call.confirmed[candidate] = done + len(found)
-                call.probabilities = probabilities.flatten(0, -3)[:, some].clone()
+                call.probabilities = candidate, probabilities.flatten(0, -3)[:, some].clone()
                 return
 
     @fails_softly
     def _note_product(self, args: tuple[Any, ...]) -> None:
         """Notice probabilities that were edited before they are multiplied with the values."""
         call = self._running[-1]
-        expected = call.probabilities
-        if expected is None:
+        if call.probabilities is None:
             return
+        candidate, expected = call.probabilities
         for one in args:
             if not isinstance(one, Tensor) or one.ndim not in (3, 4):
                 continue
             found = one.flatten(0, -3)
             if len(found) == len(expected) and found.shape[2] == expected.shape[2]:
                 call.probabilities = None
+                value = call.projected[candidate].value
+                others = [other for other in args if isinstance(other, Tensor) and other is not one]
+                if value is not None and any(_are_values(_by_row(other), _by_row(value)) for other in others):
+                    call.multiplied.add(candidate)
                 some = found[:, _some(found.shape[1])]
                 if some.shape != expected.shape or not torch.allclose(some.float(), expected.float(), atol=1e-2):
                     self.notes[
@@ -307,7 +318,8 @@ class Census(TorchFunctionMode):
                     "computes attention in a way that is not seen. Leave it out with layers=, or pass capture='hooks' "
                     "to record the projections all the same"
                 )
-            self._deliver(candidate, projections)
+            seen = projections if candidate in call.multiplied else replace(projections, value=None)
+            self._deliver(candidate, seen)
 
 
 def _do_nothing() -> None: ...
@@ -320,6 +332,17 @@ def _agree(projected: Projections, used: Projections) -> bool:
         return False
     one, other = (_scores(captured.of_queries(_some(queries))) for captured in (projected, used))
     return _are_alike(one, other)
+
+
+def _are_values(found: Tensor | None, expected: Tensor | None) -> bool:
+    """Whether values are those that hooks saw, as far as rounding goes."""
+    same_shape = found is not None and expected is not None and found.shape == expected.shape
+    return same_shape and _are_alike(found, expected)  # type: ignore[arg-type]
+
+
+def _by_row(tensor: Tensor) -> Tensor:
+    """Values with the heads folded into the rows, however a module has them."""
+    return tensor.flatten(0, -3) if tensor.ndim > 2 else tensor
 
 
 def _some(queries: int) -> slice:

@@ -21,7 +21,7 @@ def output_weights(candidate: Candidate, projections: Projections) -> Tensor:
     if key.shape[2] == 1:
         raise CaptureError("values: a single key gives every patch the same")
     if value is None:
-        raise CaptureError("values: hooks do not see them, and this attention call cannot be intercepted")
+        raise CaptureError("values: they were not seen to be what attention adds up")
     if value.shape != key.shape:
         raise CaptureError("values: they are not as long as the keys")
     found = getattr(candidate.module, "to_out", None)

@@ -43,6 +43,8 @@ class ProjectionHooks(ModuleHooks):
             pair = _ProjectionPair(candidate, call, self._deliver, self._is_active, self._fail)
             handles.append(candidate.query_projection.register_forward_hook(pair.take_query))
             handles.append(candidate.key_projection.register_forward_hook(pair.take_key))
+            if candidate.value_projection is not None:
+                handles.append(candidate.value_projection.register_forward_hook(pair.take_value))
 
 
 class _Call:
@@ -70,7 +72,7 @@ class _Call:
 
 
 class _ProjectionPair:
-    """Waits for the query and the key of one attention call, then delivers both."""
+    """Waits for the query and the key of one attention call, and the value where it is wanted, then delivers them."""
 
     def __init__(
         self, candidate: Candidate, call: _Call, deliver: Deliver, is_active: Callable[[], bool], fail: Fail
@@ -82,6 +84,7 @@ class _ProjectionPair:
         self._is_active = is_active
         self._query: tuple[int, Any, Tensor] | None = None
         self._key: tuple[int, Any, Tensor] | None = None
+        self._value: tuple[int, Tensor] | None = None
 
     def take_query(self, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if self._is_active():
@@ -94,29 +97,42 @@ class _ProjectionPair:
             self._deliver_pair()
 
     @fails_softly
+    def take_value(self, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        if self._is_active():
+            self._value = (self._call.number, output)
+            self._deliver_pair()
+
     def _deliver_pair(self) -> None:
         if self._query is None or self._key is None:
+            return
+        if self._candidate.value_projection is not None and (
+            self._value is None or self._value[0] != self._call.number
+        ):
             return
         (query_call, query_input, query), (key_call, key_input, key) = self._query, self._key
         if query_call != key_call:  # one is left from a call that failed half way
             self._query, self._key = (None, self._key) if query_call < key_call else (self._query, None)
             return
-        self._query = self._key = None
-        self._deliver(self._candidate, self._projections(query, key, is_beginning(query_input, key_input)))
+        value = None if self._value is None else self._value[1]
+        self._query = self._key = self._value = None
+        self._deliver(self._candidate, self._projections(query, key, value, is_beginning(query_input, key_input)))
 
-    def _projections(self, query: Tensor, key: Tensor, is_self: bool) -> Projections:
+    def _projections(self, query: Tensor, key: Tensor, value: Tensor | None, is_self: bool) -> Projections:
         path, heads = self._candidate.path, self._candidate.heads
         if self._call.rotary is not None:
             raise CaptureError(
                 f"{path}: a rotary embedding ({self._call.rotary}) changes its queries and keys after the projections: "
                 "pass capture='attention'"
             )
-        query, key = _split_heads(query, heads), _split_heads(key, heads, features=query.shape[-1] // heads)
+        is_as_key = value is not None and value.shape == key.shape
+        features = query.shape[-1] // heads
+        value = _split_heads(value, heads, features) if value is not None and is_as_key else None
+        query, key = _split_heads(query, heads), _split_heads(key, heads, features)
         mask = None
         # an IP-Adapter's own call takes no mask of keys
         if self._call.mask is not None and self._candidate.place == 0:
             mask = _mask_over_rows(self._call.mask, path, rows=query.shape[0], heads=heads, keys=key.shape[2])
-        return Projections(query, key, _scale(self._candidate.module, query.shape[-1]), mask, is_self)
+        return Projections(query, key, _scale(self._candidate.module, query.shape[-1]), mask, is_self, value=value)
 
 
 def _scale(module: nn.Module, features: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -39,6 +39,8 @@ class Candidate:
     """What the keys are, where the structure alone tells it."""
     joint: bool = False
     """Its keys may be of several contexts, joined after their projections."""
+    value_projection: nn.Module | None = None
+    """Makes the values, where they are to be seen."""
 
 
 def find_denoiser(model: Any, attribute: str | None = None) -> nn.Module:
@@ -101,6 +103,15 @@ def find_candidates(denoiser: nn.Module) -> tuple[Candidate, ...]:
     # where some modules add projections for the text, others (Flux's single blocks) get both in one tensor
     joint = any(getattr(module, name, None) is not None for module in modules.values() for name in _ADDED)
     return tuple(one for path, module in modules.items() for one in _candidates(path, module, joint=joint))
+
+
+def with_values(candidate: Candidate) -> Candidate:
+    """The candidate with the projection that makes its values, where that is found by its name."""
+    module = candidate.module if candidate.place == 0 else getattr(candidate.module, "processor", None)
+    found = getattr(module, "to_v" if candidate.place == 0 else "to_v_ip", None)
+    if isinstance(found, nn.ModuleList):
+        found = found[candidate.place - 1] if candidate.place <= len(found) else None
+    return replace(candidate, value_projection=found if isinstance(found, nn.Module) else None)
 
 
 def refuse_hidden(denoiser: nn.Module, candidates: Iterable[Candidate]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from attrace.recorder.capture.methods import CaptureName, choose_methods
-from attrace.recorder.capture.sites import refuse_hidden, select_candidates
+from attrace.recorder.capture.sites import refuse_hidden, select_candidates, with_values
 from attrace.recorder.labels.keys import Grid
 from attrace.recorder.labels.profile import Profile
 from attrace.recorder.labels.target import find_target
@@ -166,6 +166,7 @@ def record(
     contexts = None if context is None else (context,) if isinstance(context, str) else tuple(context)
     target = find_target(model, profile, network, contexts)
     denoiser, found, profile = target.denoiser, target.candidates, target.profile
+    found = tuple(map(with_values, found)) if values else found
     patterns = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
     candidates = select_candidates(found, patterns)
     refuse_hidden(denoiser, candidates)
