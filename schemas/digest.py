@@ -17,6 +17,9 @@ DIGEST: Final = "digest"
 CONSOLIDATED: Final = "consolidated_metadata"
 """Member of the root's document that holds a copy of every other."""
 
+INLINE: Final = {"kind": "inline", "must_understand": False}
+"""What that member says of itself, beside the copies."""
+
 Documents = Mapping[str, Mapping[str, Any]]
 """What each `zarr.json` holds, by the path of its group or array; that of the root is empty."""
 
@@ -50,7 +53,7 @@ def sealed(root: Mapping[str, Any], members: Documents, *, major: int) -> dict[s
     if major > 1:
         attributes[DIGEST] = metadata_digest({**members, "": document})
     copies = {path: without_copies(members[path]) for path in sorted(members)}
-    document[CONSOLIDATED] = {"kind": "inline", "must_understand": False, "metadata": copies}
+    document[CONSOLIDATED] = {**INLINE, "metadata": copies}
     return document
 
 

@@ -31,7 +31,7 @@ from attrace.schemas import (
     manifest_arrays,
     root_arrays,
 )
-from attrace.schemas.digest import canonical_json, without_copies
+from attrace.schemas.digest import CONSOLIDATED, INLINE, canonical_json, without_copies
 from attrace.schemas.folders import asides_text
 from attrace.schemas.layout import (
     CALLED,
@@ -311,6 +311,10 @@ def _metadata_issues(trace: StoredTrace) -> Iterator[Issue]:
     if copies is None:
         yield note("", "no consolidated metadata: readers over plain HTTP need it")
         copies = {}
+    else:
+        described = {name: one for name, one in root[CONSOLIDATED].items() if name != "metadata"}
+        if canonical_json(described) != canonical_json(INLINE):
+            yield problem("", f"expected {INLINE} beside the copies in its consolidated metadata, found {described}")
     for path, copy in copies.items():
         try:
             own = read_document(store, path)

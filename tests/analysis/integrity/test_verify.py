@@ -158,6 +158,14 @@ def test_wrong_chunks_are_found(trace: Path) -> None:
     assert f"{GROUP}/query_vector: expected chunks (1, 1, 2, 64, 8), found (3, 1, 2, 64, 8)" in problems(trace)
 
 
+@pytest.mark.parametrize("change", [{"must_understand": 0}, {"more": 1}])
+def test_consolidated_metadata_that_others_would_not_read_is_found(trace: Path, change: dict[str, Any]) -> None:
+    edit_document(trace / "zarr.json", lambda root: root["consolidated_metadata"].update(change))
+    assert [problem.partition(" beside")[0] for problem in problems(trace)] == [
+        "expected {'kind': 'inline', 'must_understand': False}"
+    ]
+
+
 def test_stale_consolidated_metadata_is_found(trace: Path) -> None:
     edit_document(
         trace / GROUP / "query_vector/zarr.json", lambda document: document["attributes"].update(changed=True)
