@@ -210,7 +210,7 @@ def test_a_context_that_does_not_fit_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("attrace.analysis.explorer.embedding.FIRST_SHARE", 0.9999)
     written = write_report(trace, tmp_path / "r.html")
     assert written.contexts == ("reference",)
-    assert "The trace has text attention too, which does not fit: --context text" in written.path.read_text()
+    assert "The trace has text attention too, which this page leaves out: " in written.path.read_text()
 
 
 def test_a_trace_without_steps_is_refused(tmp_path: Path) -> None:
