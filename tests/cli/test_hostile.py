@@ -28,7 +28,9 @@ NESTED = {
 
 READING = {
     "aggregate": ("-o", "scores.csv"),
+    "atlas": ("-o", "atlas.csv"),
     "compare": ("{trace}",),
+    "detect": ("--boxes", "boxes.csv"),
     "diff": ("{trace}",),
     "export": ("-o", "out.npz"),
     "info": ("--layers",),
@@ -46,8 +48,8 @@ READING = {
 }
 """What follows the trace."""
 
-OTHERS = {"ablate", "demo", "faithfulness", "pull", "record"}
-"""Commands that run a model first, or read an address: that goes through the same store (tests/analysis/storage)."""
+OTHERS = {"ablate", "demo", "faithfulness", "pull", "record", "view"}
+"""Commands that run a model first or a server, or read an address: through the same store (tests/analysis/storage)."""
 
 SCRIPT = """
 import os, resource, sys, time
@@ -114,6 +116,8 @@ def test_every_command_is_here() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", READING)
 def test_below_ten_seconds_and_a_gibibyte(hostile: Path, tmp_path: Path, command: str) -> None:
+    boxes = [f"{path.stem},0,0,4,4" for path in hostile.iterdir()]
+    (tmp_path / "boxes.csv").write_text("\n".join(["name,top,left,bottom,right", *boxes]))
     arguments = [sys.executable, "-c", SCRIPT, str(hostile), command, *READING[command]]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
