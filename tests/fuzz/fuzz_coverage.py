@@ -61,7 +61,7 @@ class Reader:
     def read(self, data: bytes) -> None:
         """Read one input; a fault is printed where it is the first of its kind."""
         self.inputs += 1
-        signal.alarm(SECONDS_EACH)
+        signal.alarm(12 * SECONDS_EACH)
         try:
             self._read(data[:1], data[1:])
         except (Exception, Hang) as error:
@@ -100,7 +100,8 @@ class Reader:
 def main() -> None:
     """Fuzz until libFuzzer ends it."""
     warnings.simplefilter("ignore")
-    signal.signal(signal.SIGPROF, too_long)
+    for alarm in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(alarm, too_long)
     folder = Path(tempfile.mkdtemp())
     reader = Reader(folder)
     given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
