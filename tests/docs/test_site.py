@@ -47,7 +47,7 @@ def test_the_readme_and_what_pages_link_to_are_there(site: Path) -> None:
     ).read_bytes()
     assert (site / "examples/sd3.py").is_file()
     first = (site / "index.html").read_text(encoding="utf-8")
-    assert 'src="pictures/sram.png"' in first
+    assert 'src="pictures/report-wide.png"' in first
     assert 'href="examples/demo/MODEL_CARD.html"' in first
     assert 'href="start.html"' in first
 
