@@ -83,7 +83,7 @@ class ReadArray:
         except TraceFormatError:  # what says whether the chunk must be there is an issue itself
             return Chunk(), None
         except Exception as error:  # of a codec, a zip file, the system
-            return Chunk(fault=f"the chunk cannot be read: {error}"), None
+            return Chunk(fault=self._unreadable(index, error)), None
         if self.is_small:
             return Chunk(values=values), values
         if values.dtype.kind != "f" or np.isfinite(values).all():
@@ -91,6 +91,11 @@ class ReadArray:
         if np.isnan(values).all():
             return Chunk(empty=True), values
         return Chunk(fault=self._not_finite(values)), values
+
+    def key_of(self, index: ChunkIndex) -> str | None:
+        """Key of a chunk in the store; None where the store divides the array otherwise (the read layout)."""
+        same = self.stored.array.chunks == self.spec.chunks
+        return self.stored.array.metadata.encode_chunk_key(index) if same else None
 
     @property
     def values(self) -> NDArray[Any]:
@@ -108,6 +113,15 @@ class ReadArray:
 
     def _region(self, index: ChunkIndex) -> tuple[slice, ...]:
         return tuple(slice(at * size, (at + 1) * size) for at, size in zip(index, self.spec.chunks, strict=True))
+
+    def _unreadable(self, index: ChunkIndex, error: Exception) -> str:
+        """Why a chunk cannot be read; where the store divides the array otherwise, with the one of its chunks."""
+        if self.key_of(index) is None:
+            try:
+                self.stored[self._region(index)]
+            except TraceFormatError as named:
+                return str(named)
+        return f"the chunk cannot be read: {error}"
 
     def _not_finite(self, values: NDArray[Any]) -> str | None:
         """What is wrong with values that are not finite; None where they may be."""

@@ -183,9 +183,11 @@ def _member(root: zarr.Group, path: str) -> Any:
 
 def _chunk_problems(array: ReadArray) -> Iterator[Issue]:
     """The chunks that cannot be used."""
-    for index, chunk in array.chunks.items():
-        if chunk.fault is not None:
-            yield problem(array.path, chunk.fault, array.stored.array.metadata.encode_chunk_key(index))
+    # of the read layout several steps are in one chunk, which is told once
+    faults = {(array.key_of(index), chunk.fault): None for index, chunk in array.chunks.items()}
+    for key, fault in faults:
+        if fault is not None:
+            yield problem(array.path, fault, key)
 
 
 def _step_issues(manifest: Manifest, arrays: Arrays, steps: tuple[int, ...], path: str | Path) -> Iterator[Issue]:

@@ -164,6 +164,20 @@ class TestReadLayout:
             sram(open_trace(folder), at=(0, 0)), sram(open_trace(made.path), at=(0, 0)), rtol=1e-5
         )
 
+    def test_it_verifies_and_its_content_is_the_same(self, made: MadeTrace, tmp_path: Path) -> None:
+        report = verify(pack(made.path, tmp_path / "run.zip", layout="read"))
+        assert report.valid
+        assert report.content_id == verify(made.path).content_id
+
+    @pytest.mark.parametrize("lost", [True, False])
+    def test_verify_names_a_broken_chunk_once(self, made: MadeTrace, tmp_path: Path, lost: bool) -> None:
+        folder = unpack(pack(made.path, tmp_path / "run.zip", layout="read"), tmp_path / "run.zarr")
+        broken = folder / FACTORS.group / QUERY / "c/0/1/0/2/0"
+        broken.unlink() if lost else broken.write_bytes(b"damaged")
+        (found,) = verify(folder).problems
+        assert found.array == f"{FACTORS.group}/{QUERY}"
+        assert "chunk c/0/1/0/2/0 " in found.message
+
     def test_it_is_packed_again_as_it_is(self, made: MadeTrace, tmp_path: Path) -> None:
         once = pack(made.path, tmp_path / "run.zip", layout="read")
         assert pack(once, tmp_path / "again.zip", layout="read").read_bytes() == once.read_bytes()
