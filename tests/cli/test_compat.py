@@ -51,7 +51,7 @@ def test_maps_as_published(run: Run) -> None:
         np.testing.assert_array_equal(made["ulam_r2g"], i2am.ulam(open_trace("run.zarr")))
     refused = failed(run("maps", "run.zarr", "-o", "g2r.npz", "--compat", "i2am", "--direction", "g2r"), 2)
     assert "warp_flow_blks 4 of StableVITON" in refused
-    assert "takes neither --density" in failed(
+    assert "takes none of --density" in failed(
         run("maps", "run.zarr", "-o", "d.npz", "--compat", "i2am", "--density"), 2
     )
 
