@@ -63,13 +63,13 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store = TraceStore(folder / name, manifest, steps=steps, codec="none")
         store.add_classes((one,))
         scores = np.random.default_rng(0).normal(size=(8, 1024, 256)).astype(np.float32)
-        store.write(GROUP, "scores", step=0, layer=0, values=scores)
-        first = folder / name / GROUP / "scores/c/0/0/0/0/0"
+        chunks = folder / name / GROUP / "scores/c"
         for step in range(steps):
+            store.write(GROUP, "scores", step=step, layer=0, values=scores)
             if step:
-                copy = folder / name / GROUP / f"scores/c/{step}/0/0/0/0"
-                copy.parent.mkdir(parents=True)
-                os.link(first, copy)
+                copy = chunks / f"{step}/0/0/0/0"
+                copy.unlink()
+                os.link(chunks / "0/0/0/0/0", copy)
             store.finish_step(step, call=step, timestep=float(steps - step))
         store.close("complete")
     return folder
