@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attrace.recorder import record
@@ -116,9 +117,11 @@ class AttentionOnly(nn.Module):
         self.to_k = Source((1, layer.keys, width), 2 * seed + 1, dtype, static=workload.static_keys)
 
     def forward(self, hidden: Tensor, context: Tensor) -> None:
-        """Make queries and keys."""
-        self.to_q(hidden)
-        self.to_k(context)
+        """Attend with queries and keys; the keys are the values, too."""
+        query, key = (
+            one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in (self.to_q(hidden), self.to_k(context))
+        )
+        F.scaled_dot_product_attention(query, key, key)
 
 
 class Denoiser(nn.Module):
