@@ -14,6 +14,7 @@ import zarr
 from click.testing import Result
 from support.documents import seal_again
 
+import attrace.cli
 from attrace.cli.shared.errors import Usage, recorder_needed
 from attrace.cli.shared.output import csv_cell
 
@@ -281,6 +282,6 @@ def test_streams_and_exit_code_of_the_installed_command(trace: Path) -> None:
 
 
 def test_every_line_is_printed_where_it_is_escaped() -> None:
-    folder = Path(__file__).parents[2] / "cli"
+    folder = Path(attrace.cli.__file__).parent
     prints = {path.name for path in folder.rglob("*.py") if re.search(r"click\.echo|csv\.writer", path.read_text())}
     assert prints == {"output.py", "reference.py"}

@@ -65,8 +65,9 @@ class Block:
             return set()
         records = self.given is not None or "pipe" in self.names_used() or _RECORDS.search(self.code) is not None
         modules = self._modules() | ({"torch"} if records else set())
+        tables = {"pyarrow"} if self.language == "bash" and ".parquet" in self.code else set()
         recorder = {"torch"} if any(module.startswith(_RECORDING) for module in modules) else set()
-        return recorder | (modules & OPTIONAL)
+        return recorder | tables | (modules & OPTIONAL)
 
     def _modules(self) -> set[str]:
         if self.language != "python":

@@ -370,6 +370,7 @@ def test_absurd_lengths_are_issues_of_verify(trace: Path, array: str, shape: lis
 
 @pytest.mark.parametrize("content", ["empty", "nameless", "lzma"])
 def test_zip_files_that_no_packed_trace_is(trace: Path, tmp_path: Path, content: str) -> None:
+    pytest.importorskip("obstore")
     packed = tmp_path / "run.zip"
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA if content == "lzma" else zipfile.ZIP_STORED) as archive:
         if content != "empty":

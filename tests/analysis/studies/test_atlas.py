@@ -134,6 +134,7 @@ def test_a_rule_that_does_not_fit_is_refused(table: pd.DataFrame, tmp_path: Path
 
 
 def test_a_thousand_traces_are_queried_in_a_second(table: pd.DataFrame, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
     many = pd.concat([table.assign(trace=f"{number}.zarr") for number in range(1000)], ignore_index=True)
     many.astype({"trace": "category"}).to_parquet(tmp_path / "atlas.parquet", index=False)
     begun = time.process_time()
