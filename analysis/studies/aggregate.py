@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from attrace.analysis.scores.bootstrap import bootstrap_interval
-from attrace.analysis.studies.engine import Progress, engine, results_in_order
+from attrace.analysis.studies.engine import Progress, run_tasks
 from attrace.analysis.studies.moments import Moments, merge_pairwise
 from attrace.analysis.studies.trace_statistics import Settings, first_met, statistics_or_reason
 from attrace.analysis.trace.trace import open_trace
@@ -84,15 +83,13 @@ def aggregate(
     parts.mkdir(parents=True, exist_ok=True)
     found, broken = _part_files(find_traces(sources, storage_options=storage_options), parts, settings, storage_options)
     missing = {part: path for path, part in reversed(found.items()) if _read_part(part) is None}
-    with engine() if executor is None else nullcontext(executor) as pool:
-        results = results_in_order(pool, statistics_or_reason, missing.values(), settings, storage_options)
-        for done, (part, result) in enumerate(zip(missing, results, strict=True), len(found) - len(missing) + 1):
-            if isinstance(result, str):
-                broken |= {path: result for path, of_copy in found.items() if of_copy == part}
-            else:
-                _write_part(result, part)
-            if progress is not None:
-                progress(done, len(found))
+    where: Any = {"executor": executor, "progress": progress, "done": len(found) - len(missing)}
+    results = run_tasks(statistics_or_reason, missing.values(), settings, storage_options, **where)
+    for part, (_, result) in zip(missing, results, strict=True):
+        if isinstance(result, str):
+            broken |= {path: result for path, of_copy in found.items() if of_copy == part}
+        else:
+            _write_part(result, part)
     usable = {path: part for path, part in found.items() if path not in broken}
     if not usable:
         first = next(iter(broken.items()))

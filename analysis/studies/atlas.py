@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,13 +18,13 @@ from attrace.analysis.maps.masks import as_mask, trace_mask
 from attrace.analysis.maps.weights import LayerWeights, by_layer
 from attrace.analysis.scores.ground_truth import correspondence_scores, places_of_mask
 from attrace.analysis.scores.matches import match_pictures
-from attrace.analysis.studies.engine import Progress, engine, results_in_order
+from attrace.analysis.studies.engine import Progress, or_reason, run_tasks
 from attrace.analysis.studies.pairing import stem_of
 from attrace.analysis.studies.trace_statistics import maps_of_heads, statistics_of_heads
 from attrace.analysis.trace.derived import read_effects
 from attrace.analysis.trace.trace import Trace, open_trace
 from attrace.analysis.trace.traces import Sources, find_traces
-from attrace.schemas import AttraceError, InputError
+from attrace.schemas import InputError
 from attrace.schemas.checks import require_choice
 from attrace.schemas.layout import EFFECT
 
@@ -115,15 +114,12 @@ def atlas(
     settings = settings or AtlasSettings()
     paths = find_traces(sources, storage_options=storage_options)
     tables, broken = [], {}
-    with engine() if executor is None else nullcontext(executor) as pool:
-        results = results_in_order(pool, _table_or_reason, paths, settings, storage_options)
-        for done, (path, result) in enumerate(zip(paths, results, strict=True), 1):
-            if isinstance(result, str):
-                broken[path] = result
-            else:
-                tables.append(result)
-            if progress is not None:
-                progress(done, len(paths))
+    arguments: Any = (settings, storage_options)
+    for path, result in run_tasks(_table_or_reason, paths, *arguments, executor=executor, progress=progress):
+        if isinstance(result, str):
+            broken[path] = result
+        else:
+            tables.append(result)
     if not tables:
         path, reason = next(iter(broken.items()))
         raise InputError(f"none of {len(broken)} traces has an atlas; the first, {path}: {reason}")
@@ -198,13 +194,9 @@ def best_heads(table: pd.DataFrame, by: str, count: int, *, largest: bool = Fals
     return {(str(layer), int(head)): float((layer, head) in best) for layer, head in means.index.tolist()}
 
 
-def _table_or_reason(
-    path: str, settings: AtlasSettings, storage_options: Mapping[str, Any] | None
-) -> pd.DataFrame | str:
-    try:
-        return head_table(open_trace(path, storage_options=storage_options), settings)
-    except (AttraceError, OSError, ValueError) as error:
-        return str(error)
+@or_reason
+def _table_or_reason(path: str, settings: AtlasSettings, storage_options: Mapping[str, Any] | None) -> pd.DataFrame:
+    return head_table(open_trace(path, storage_options=storage_options), settings)
 
 
 def _effects(trace: Trace, given: LayerWeights) -> xr.DataArray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -15,7 +14,7 @@ import xarray as xr
 from attrace.analysis.scores.bootstrap import bootstrap_interval
 from attrace.analysis.scores.measures import agreement
 from attrace.analysis.scores.perceptual import PictureSets, SetDistance, set_distance
-from attrace.analysis.studies.engine import Progress, engine, results_in_order
+from attrace.analysis.studies.engine import Progress, run_tasks
 from attrace.analysis.studies.moments import Moments
 from attrace.analysis.studies.pairing import Pair, PairBy, pair_traces
 from attrace.analysis.studies.trace_statistics import Settings, first_met, statistics_or_reason
@@ -113,16 +112,13 @@ def compare(
     collected, compared = _Collected(), list[Pair]()
     if sets:
         PictureSets()  # refuses what is missing before the long part
-    with engine() if executor is None else nullcontext(executor) as pool:
-        results = results_in_order(pool, _pair_statistics, pairs, settings, storage_options)
-        for done, (pair, values) in enumerate(zip(pairs, results, strict=True), 1):
-            if isinstance(values, PairStatistics):
-                collected.add(values)
-                compared.append(pair)
-            else:
-                broken |= values
-            if progress is not None:
-                progress(done, len(pairs))
+    arguments: Any = (settings, storage_options)
+    for pair, values in run_tasks(_pair_statistics, pairs, *arguments, executor=executor, progress=progress):
+        if isinstance(values, PairStatistics):
+            collected.add(values)
+            compared.append(pair)
+        else:
+            broken |= values
     if not compared:
         path, reason = next(iter(broken.items()))
         raise InputError(f"no pair can be compared; {path}: {reason}")

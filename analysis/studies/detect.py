@@ -6,7 +6,6 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,12 +17,12 @@ from attrace.analysis.maps.attribution import ulam
 from attrace.analysis.maps.sram import picture_size
 from attrace.analysis.scores.bootstrap import bootstrap_interval
 from attrace.analysis.scores.boxes import Box, bounding_box, iou
-from attrace.analysis.studies.engine import Progress, engine, results_in_order
+from attrace.analysis.studies.engine import Progress, or_reason, run_tasks
 from attrace.analysis.studies.pairing import stem_of
 from attrace.analysis.studies.trace_statistics import Settings
 from attrace.analysis.trace.trace import Trace, open_trace
 from attrace.analysis.trace.traces import Sources, find_traces
-from attrace.schemas import AttraceError, InputError
+from attrace.schemas import InputError
 
 METHODS: Final = ("attention", "whole", "random")
 """What boxes are compared with the true one: that of the unified R2G map, the whole picture, and random boxes."""
@@ -78,7 +77,7 @@ def detect(
         By the name of a trace (without `.zarr`), its true box: top, left, bottom, right in pixels of the generated
         picture, the last two not included.
     settings
-        `size`, `density`, `layers`, `context`, `branch` and `weights` of the map.
+        `size`, `density`, `layers`, `context`, `branch`, `weights` and `contribution` of the map.
     executor
         What runs the traces: `engine()` by default.
     seed
@@ -98,15 +97,12 @@ def detect(
     broken = {path: f"no box is named {stem_of(path)!r}" for path in paths if stem_of(path) not in boxes}
     tasks = [(path, tuple(boxes[stem_of(path)])) for path in paths if path not in broken]
     found: list[Detection] = []
-    with engine() if executor is None else nullcontext(executor) as pool:
-        results = results_in_order(pool, _detection_or_reason, tasks, settings, seed, storage_options)
-        for done, ((path, _), result) in enumerate(zip(tasks, results, strict=True), 1):
-            if isinstance(result, str):
-                broken[path] = result
-            else:
-                found.append(result)
-            if progress is not None:
-                progress(done, len(tasks))
+    arguments: Any = (settings, seed, storage_options)
+    for (path, _), result in run_tasks(_detection_or_reason, tasks, *arguments, executor=executor, progress=progress):
+        if isinstance(result, str):
+            broken[path] = result
+        else:
+            found.append(result)
     if not found:
         path, reason = next(iter(broken.items()))
         raise InputError(f"nothing can be detected in {len(broken)} traces; the first, {path}: {reason}")
@@ -154,15 +150,11 @@ def _coco_boxes(document: Any) -> dict[str, Box]:
     return boxes
 
 
+@or_reason
 def _detection_or_reason(
     task: tuple[str, Box], settings: Settings, seed: int, storage_options: Mapping[str, Any] | None
-) -> Detection | str:
-    try:
-        return _detection(
-            settings.select(open_trace(task[0], storage_options=storage_options)), task[1], settings, seed
-        )
-    except (AttraceError, OSError, ValueError) as error:
-        return str(error)
+) -> Detection:
+    return _detection(settings.select(open_trace(task[0], storage_options=storage_options)), task[1], settings, seed)
 
 
 def _detection(trace: Trace, true: Sequence[int], settings: Settings, seed: int) -> Detection:
@@ -170,7 +162,8 @@ def _detection(trace: Trace, true: Sequence[int], settings: Settings, seed: int)
     box = Box(*true)
     if not (0 <= box.top < box.bottom <= picture[0] and 0 <= box.left < box.right <= picture[1]):
         raise InputError(f"its true box {tuple(box)} does not lie in the picture of {picture[0]} x {picture[1]}")
-    heat = ulam(trace, size=settings.size, density=settings.density, weights=settings.weights)
+    options: Any = {"weights": settings.weights, "contribution": settings.contribution}
+    heat = ulam(trace, size=settings.size, density=settings.density, **options)
     heat = heat.compute(scheduler="synchronous")
     cells = bounding_box(heat)
     scale = np.tile(np.divide(picture, heat.shape), 2)

@@ -1,17 +1,21 @@
-"""What runs the tasks of a study: threads, the processes of a pool, or a Dask cluster."""
+"""What runs the tasks of a study: threads, the processes of a pool, or a Dask cluster; and going through them."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import wraps
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
+
+from attrace.schemas import AttraceError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 Progress = Callable[[int, int], None]
 """Called with the number of tasks done and the number of all."""
@@ -39,6 +43,39 @@ def engine(scheduler: str | None = None) -> Iterator[Executor]:
     finally:
         if scheduler is not None:
             client.close()
+
+
+def run_tasks(
+    function: Callable[..., Result],
+    tasks: Collection[Task],
+    *arguments: Any,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    done: int = 0,
+) -> Iterator[tuple[Task, Result]]:
+    """Every task with `function(task, *arguments)`, in their order, on an executor (`engine()` by default).
+
+    `progress` is called once a result was used; `done` tasks count as done before.
+    """
+    with engine() if executor is None else nullcontext(executor) as pool:
+        results = results_in_order(pool, function, tasks, *arguments)
+        for number, (task, result) in enumerate(zip(tasks, results, strict=True), done + 1):
+            yield task, result
+            if progress is not None:
+                progress(number, done + len(tasks))
+
+
+def or_reason(function: Callable[Arguments, Result]) -> Callable[Arguments, Result | str]:
+    """Make a function return why there is no result: one broken trace must not stop a study."""
+
+    @wraps(function)
+    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result | str:
+        try:
+            return function(*args, **kwargs)
+        except (AttraceError, OSError, ValueError) as error:
+            return str(error)
+
+    return guarded
 
 
 def results_in_order(

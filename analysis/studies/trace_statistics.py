@@ -22,8 +22,9 @@ from attrace.analysis.maps.plan import Size, grid_plans
 from attrace.analysis.maps.weights import weights_of
 from attrace.analysis.scores.measures import agreement, entropy, mass
 from attrace.analysis.scores.trace_scores import BETTER, MASK_SCORES, score_maps, score_picture
+from attrace.analysis.studies.engine import or_reason
 from attrace.analysis.trace.trace import Trace, open_trace
-from attrace.schemas import AttraceError, Direction
+from attrace.schemas import Direction
 from attrace.schemas.words import DIRECTIONS
 
 AVERAGED_SIZE: Final = (32, 32)
@@ -76,12 +77,10 @@ class Settings:
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
-def statistics_or_reason(path: str, settings: Settings, storage_options: Mapping[str, Any] | None) -> xr.Dataset | str:
-    """Statistics of the trace at a path, or why there are none: one broken trace must not stop a study."""
-    try:
-        return trace_statistics(settings.select(open_trace(path, storage_options=storage_options)), settings)
-    except (AttraceError, OSError, ValueError) as error:
-        return str(error)
+@or_reason
+def statistics_or_reason(path: str, settings: Settings, storage_options: Mapping[str, Any] | None) -> xr.Dataset:
+    """Statistics of the trace at a path, or why there are none."""
+    return trace_statistics(settings.select(open_trace(path, storage_options=storage_options)), settings)
 
 
 def trace_statistics(trace: Trace, settings: Settings) -> xr.Dataset:

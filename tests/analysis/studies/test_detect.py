@@ -47,6 +47,11 @@ def test_every_trace_has_the_overlap_of_its_own_box(folder: Path, settings: Sett
         assert found.means[method] == pytest.approx((table[:, place].mean(), low[place], high[place]))
 
 
+def test_contributions_are_not_replaced_by_attention(folder: Path) -> None:
+    with pytest.raises(InputError, match="holds no values"):
+        detect(folder, TRUE, settings=Settings(contribution=True))
+
+
 def test_random_boxes_are_of_the_true_size_and_repeat(folder: Path) -> None:
     whole = detect(folder / "0.zarr", {"0": Box(0, 0, 32, 32)})
     assert whole.traces[0].random == 1
