@@ -195,7 +195,7 @@ def set_rows(comparison: Comparison, names: tuple[str, str]) -> list[tuple[str, 
 
 def better_side(score: str, low: float, high: float) -> int | None:
     """0 or 1 where the interval of the difference says that the first or second set is better; else None."""
-    way = BETTER.get(score.removesuffix("_r2g").removesuffix("_g2r"))
+    way = BETTER.get(_plain(score))
     if not way or not (low > 0 or high < 0):
         return None
     return int((low > 0) == (way == "higher"))
