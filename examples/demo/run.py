@@ -22,9 +22,13 @@ def load_pipeline(folder: Path | None = None) -> InpaintPipeline:
     folder = folder or WEIGHTS
     name = json.loads((folder / "model_index.json").read_text())["_class_name"]
     kind = {one.__name__: one for one in (ReferenceInpaintPipeline, JointInpaintPipeline)}[name]
+    shows_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # of reading three small files
-    pipeline: InpaintPipeline = kind.from_pretrained(folder, local_files_only=True)
-    logging.enable_progress_bar()
+    try:
+        pipeline: InpaintPipeline = kind.from_pretrained(folder, local_files_only=True)
+    finally:
+        if shows_progress:
+            logging.enable_progress_bar()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
