@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import Result
 from support.commands import examples_of
-from support.models import box_mask, controlnet, demo, paint_by_example, picture, stable_diffusion
+from support.models import box_mask, controlnet, paint_by_example, picture, stable_diffusion
 from support.transformers import flux_kontext
 
 from attrace.analysis import open_trace, ulam
@@ -31,13 +31,6 @@ PAINT = (
     *("--steps", "2", "-o", "run.zarr"),
     *("--input", "image=@scene.png", "--input", "mask_image=@mask.png", "--input", "reference_image=@shoe.png"),
 )
-
-
-@pytest.fixture(scope="session")
-def saved_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "pipeline"
-    demo().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

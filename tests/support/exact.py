@@ -14,10 +14,35 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
+from attrace.analysis.maps.masks import coverage
 from attrace.recorder.writing.store import TraceStore, new_manifest_fields
 from attrace.schemas import Manifest, ModelIdentity, SiteClass
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CountedTokens:
+    """How much each query and key of a class counts, by masks over the pictures; all alike where there is no mask."""
+
+    of_queries: Array
+    of_keys: Array
+    """0 off the grid."""
+    patches: slice
+    """The keys that lie on the grid."""
+    grids: dict[str, tuple[int, int]]
+    """Of the map of each direction."""
+
+    @classmethod
+    def of(cls, one: SiteClass, queries: NDArray[Any] | None, keys: NDArray[Any] | None) -> CountedTokens:
+        segment = one.key_segments[-1]
+        patches = slice(one.keys - segment.count, one.keys)
+        assert one.query_grid is not None
+        assert segment.grid is not None
+        of_keys = np.zeros(one.keys)
+        of_keys[patches] = 1 if keys is None else coverage(keys, segment.grid).ravel()
+        of_queries = np.ones(one.queries) if queries is None else coverage(queries, one.query_grid).ravel()
+        return cls(of_queries, of_keys, patches, {"r2g": one.query_grid, "g2r": segment.grid})
 
 
 def softmax(scores: Array, axis: int) -> Array:

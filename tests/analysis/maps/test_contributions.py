@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from support.exact import (
     Call,
+    CountedTokens,
     LayerMaps,
     bicubic,
     counted_reads,
@@ -28,7 +29,6 @@ from support.traces import site_class
 
 from attrace.analysis import Trace, attribution_map, open_trace, open_traces, score_trace, sram, ulam
 from attrace.analysis.maps.attribution import level_maps
-from attrace.analysis.maps.masks import coverage
 from attrace.analysis.scores.trace_scores import map_name
 from attrace.schemas import Direction, InputError, KeySegment, Level, SiteClass
 
@@ -79,20 +79,14 @@ def exact_layers(
     """Contributions of every layer, relative to even ones, on their grids."""
     found = []
     for one in classes:
-        segment = one.key_segments[-1]
-        patches = slice(one.keys - segment.count, one.keys)
-        assert one.query_grid is not None
-        assert segment.grid is not None
-        of_queries = np.ones(one.queries) if queries is None else coverage(queries, one.query_grid).ravel()
-        of_patches = np.ones(segment.count) if keys is None else coverage(keys, segment.grid).ravel()
-        of_keys = np.zeros(one.keys)
-        of_keys[patches] = of_patches
+        counted = CountedTokens.of(one, queries, keys)
+        of_queries, of_keys, patches = counted.of_queries, counted.of_keys, counted.patches
+        grid = counted.grids[direction]
         chosen = list(range(one.heads) if heads is None else heads)
         for layer, site in enumerate(one.sites):
             maps = []
             for step in range(STEPS):
                 call = calls.get((one.group, step, layer))
-                grid = one.query_grid if direction == "r2g" else segment.grid
                 if call is None or call.value is None:
                     maps.append(np.full((len(chosen) if by_head else 1, *grid), np.nan))
                     continue
@@ -103,7 +97,7 @@ def exact_layers(
                 positive = np.maximum(parts if by_head else parts.sum(axis=0, keepdims=True), 0)
                 sums = positive @ of_keys if direction == "r2g" else np.einsum("q,hqk->hk", of_queries, positive)
                 sums *= len(sums) * sums.shape[1] / sums.sum()
-                shown = sums * of_queries if direction == "r2g" else sums[:, patches] * of_patches
+                shown = sums * of_queries if direction == "r2g" else sums[:, patches] * of_keys[patches]
                 maps.append(shown.reshape(len(sums), *grid))
             found.append(LayerMaps(site.path, site.order, np.stack(maps)))
     return found

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from numpy.typing import NDArray
 from support.exact import (
     Call,
+    CountedTokens,
     LayerMaps,
     counted_reads,
     exact_marginals,
@@ -38,7 +39,6 @@ from attrace.analysis import (
     ulam as default_ulam,
 )
 from attrace.analysis.maps.levels import time_groups
-from attrace.analysis.maps.masks import coverage
 from attrace.schemas import Direction, InputError, KeySegment, SelectionError, SiteClass
 
 # without density, so that expected values are plain means; what density multiplies them by is tested by itself
@@ -79,16 +79,10 @@ def exact_layers(
     """Marginals of every layer on their grids; `queries` and `keys` are masks over the pictures."""
     found = []
     for one in classes:
-        segment = one.key_segments[-1]
-        patches = slice(one.keys - segment.count, one.keys)
-        assert one.query_grid is not None
-        assert segment.grid is not None
-        of_queries = np.ones(one.queries) if queries is None else coverage(queries, one.query_grid).ravel()
-        of_patches = np.ones(segment.count) if keys is None else coverage(keys, segment.grid).ravel()
-        of_keys = np.zeros(one.keys)
-        of_keys[patches] = of_patches
+        counted = CountedTokens.of(one, queries, keys)
+        of_queries, of_keys, patches = counted.of_queries, counted.of_keys, counted.patches
+        grid = counted.grids[direction]
         for layer, site in enumerate(one.sites):
-            grid = one.query_grid if direction == "r2g" else segment.grid
             values = np.full((steps, one.heads, *grid), np.nan)
             for step in range(steps):
                 call = calls.get((one.group, step, layer))
@@ -98,7 +92,7 @@ def exact_layers(
                 scores = scores.astype(one.dtype).astype(np.float64) if one.encoding == "scores" else scores
                 lse = None if call.lse is None else call.lse.astype(np.float64)
                 r2g, g2r = exact_marginals(scores, of_queries / of_queries.sum(), of_keys / of_keys.sum(), lse=lse)
-                shown = r2g * of_queries if direction == "r2g" else g2r[:, patches] * of_patches
+                shown = r2g * of_queries if direction == "r2g" else g2r[:, patches] * of_keys[patches]
                 values[step] = shown.reshape(one.heads, *grid)
             found.append(LayerMaps(site.path, site.order, values))
     return found
